@@ -1,0 +1,11 @@
+"""From gradients to corrected gradients."""
+
+from equipoise.correction.batches import num_samples as num_samples
+from equipoise.correction.coefficients import Coefficient as Coefficient
+from equipoise.correction.coefficients import Constant as Constant
+from equipoise.correction.coefficients import LinearDecay as LinearDecay
+from equipoise.correction.coefficients import LossCovariance as LossCovariance
+from equipoise.correction.coefficients import loss_regression as loss_regression
+from equipoise.correction.correctors import Corrector as Corrector
+from equipoise.correction.correctors import GradientCorrector as GradientCorrector
+from equipoise.correction.correctors import NoCorrection as NoCorrection

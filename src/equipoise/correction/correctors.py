@@ -1,0 +1,473 @@
+"""Correctors: they write a corrected gradient where `loss.backward()` writes a plain one."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sized
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.correction.batches import num_samples
+from equipoise.correction.coefficients import Coefficient, LossCovariance
+from equipoise.measure import Measure, unmeasured
+from equipoise.points import (
+    Named,
+    checked,
+    device_of,
+    preserved,
+    random_state,
+    replayed,
+    trainable,
+    value_and_gradient_at,
+    value_at,
+)
+
+FORMAT = 1
+_STEPS_BEFORE_REMINDER = 1000
+
+AnyBatch = TypeVar("AnyBatch")
+Contra = TypeVar("Contra", contravariant=True)
+
+
+class Corrector(Protocol[Contra]):
+    """What a training loop asks of a corrector."""
+
+    @property
+    def coefficient_value(self) -> float:
+        """Weight of the old gradient at the next step."""
+        ...  # pragma: no cover
+
+    def refresh(
+        self,
+        batches: Iterable[Contra],
+        *,
+        weights: Iterable[float] | None = None,
+        scale: float = 1.0,
+    ) -> None:
+        """Takes a new snapshot and the full gradient over `batches`."""
+        ...  # pragma: no cover
+
+    def backward(self, batch: Contra, *, scale: float = 1.0) -> Tensor:
+        """Accumulates the gradient of one batch into ``p.grad``."""
+        ...  # pragma: no cover
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs."""
+        ...  # pragma: no cover
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        ...  # pragma: no cover
+
+
+class NoCorrection(Generic[AnyBatch]):
+    """Plain back-propagation behind the corrector's interface.
+
+    Args:
+        model: The model that `loss_fn` evaluates.
+        loss_fn: Takes one batch and returns its mean loss, a scalar; closes over `model`.
+        measure: Told about every pass.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1)
+        >>> corrector = NoCorrection(model, lambda x: model(x).square().mean())
+        >>> corrector.backward(torch.ones(4, 2)).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Callable[[AnyBatch], Tensor],
+        *,
+        measure: Measure = unmeasured,
+    ) -> None:
+        self.model = model
+        self.loss_fn = loss_fn
+        self._measure = measure
+
+    @property
+    def coefficient_value(self) -> float:
+        """Always 0."""
+        return 0.0
+
+    def refresh(
+        self,
+        batches: Iterable[AnyBatch],
+        *,
+        weights: Iterable[float] | None = None,
+        scale: float = 1.0,
+    ) -> None:
+        """Does nothing; `batches` is not iterated."""
+
+    def backward(self, batch: AnyBatch, *, scale: float = 1.0) -> Tensor:
+        """The same as ``loss_fn(batch).backward()``; see `GradientCorrector.backward`."""
+        with self._measure("new_gradient", samples=num_samples(batch), forwards=1, backwards=1):
+            return _accumulate(partial(self.loss_fn, batch), scale)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: there is no state."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Does nothing."""
+
+
+class GradientCorrector(Generic[AnyBatch]):
+    r"""Corrects each mini-batch gradient with the gradient of the same batch at a snapshot.
+
+    .. math:: \hat g = g_B(\theta) + c\,\bigl(\tilde g - g_B(\tilde\theta)\bigr)
+
+    where :math:`\tilde g` is the full gradient at the snapshot :math:`\tilde\theta`. Averaged over
+    the batches of the refresh the bracket is zero, so the correction changes the variance of the
+    gradient and not its mean.
+
+    It stands between the loss and any `torch.optim.Optimizer`: `backward` replaces
+    ``loss.backward()``, `refresh` is called where a new snapshot is wanted, usually at the start
+    of every epoch. Weight decay, momentum, clipping and schedules act after it, on the corrected
+    gradient. Parameters, buffers (BatchNorm statistics), modes, hooks on parameters and the global
+    random stream are as a plain loop would leave them; with coefficient 0 a run is bit for bit the
+    plain one. Forward hooks on modules fire in the extra passes too.
+
+    Memory between steps: the snapshot and the full gradient, twice the trainable parameters.
+
+    Args:
+        model: The model that `loss_fn` evaluates; on one device.
+        loss_fn: Takes one batch (anything) and returns its mean loss, a scalar. It must reach the
+            parameters through `model`: a parameter tensor captured from outside is not replaced
+            at the snapshot.
+        coefficient: Default `LossCovariance()`, which is AGENT.
+        batch_size: Number of samples in a batch; default: the length of the first tensor in it.
+        measure: Told about every pass, for accounts of cost.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> batches = [torch.ones(4, 2), torch.zeros(4, 2)]
+        >>> corrector = GradientCorrector(model, lambda x: model(x).square().mean())
+        >>> for epoch in range(2):
+        ...     corrector.refresh(batches)
+        ...     for batch in batches:
+        ...         optimizer.zero_grad()
+        ...         loss = corrector.backward(batch)
+        ...         optimizer.step()
+
+    References:
+        Lei et al., Balance is Essence (AGENT), Eq. (2) and Alg. 1; Johnson and Zhang, Accelerating
+        stochastic gradient descent using predictive variance reduction (SVRG), 2013.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Callable[[AnyBatch], Tensor],
+        coefficient: Coefficient | None = None,
+        *,
+        batch_size: Callable[[AnyBatch], float] = num_samples,
+        measure: Measure = unmeasured,
+    ) -> None:
+        self.model = model
+        self.loss_fn = loss_fn
+        self.coefficient: Coefficient = LossCovariance() if coefficient is None else coefficient
+        self.snapshot: Named = {}
+        self.full_gradient: Named = {}
+        self.num_refreshes = 0
+        self._batch_size = batch_size
+        self._measure = measure
+        self._steps_without_refresh = 0
+
+    @property
+    def coefficient_value(self) -> float:
+        """Weight of the old gradient at the next step; 0 while there is no full gradient."""
+        return self.coefficient.value if self.full_gradient else 0.0
+
+    def refresh(
+        self,
+        batches: Iterable[AnyBatch],
+        *,
+        weights: Iterable[float] | None = None,
+        scale: float = 1.0,
+    ) -> None:
+        r"""Takes the snapshot and computes the full gradient there.
+
+        .. math:: \tilde\theta \leftarrow \theta, \qquad
+                  \tilde g \leftarrow \frac{\sum_B n_B\, g_B(\theta)}{\sum_B n_B}
+
+        Before that, the coefficient observes the losses of the same batches at the current
+        parameters and at the *previous* snapshot. Nothing of the model changes, and if anything
+        fails the corrector stays as it was. Two cases need no pass and do not iterate `batches`: an
+        idle coefficient (0 until the next refresh), for which the snapshot is let go, and the
+        first refresh of a coefficient that is still 0, which only takes the snapshot.
+
+        Args:
+            batches: What the training pass will see, or a sub-sample of it; iterated once.
+            weights: One positive number a batch; default the batch sizes.
+            scale: Loss scale for half-precision gradients, as in `backward`; the full gradient is
+                stored unscaled.
+
+        Raises:
+            ValueError: `batches` is empty, `weights` does not fit it, or `loss_fn` did not return
+                a scalar that depends on the model's parameters.
+
+        Example:
+            >>> from equipoise import Constant
+            >>> model = torch.nn.Linear(2, 1)
+            >>> corrector = GradientCorrector(model, lambda x: model(x).mean(), Constant(1.0))
+            >>> corrector.refresh([torch.ones(4, 2), torch.zeros(4, 2)])
+            >>> corrector.full_gradient["weight"]
+            tensor([[0.5000, 0.5000]])
+        """
+        point = {name: p.detach() for name, p in trainable(self.model).items()}
+        before = self.coefficient.state_dict()
+        try:
+            self.coefficient.advance()
+            if self.coefficient.idle:
+                self.snapshot, self.full_gradient = {}, {}
+            else:
+                if not self._only_snapshot_is_needed():
+                    with preserved(device_of(self.model)):
+                        self.full_gradient = self._evaluate(point, batches, weights, scale)
+                self.snapshot = {name: p.clone() for name, p in point.items()}
+        except BaseException:  # an interrupted refresh can be repeated
+            self.coefficient.load_state_dict(before)
+            raise
+        self.num_refreshes += 1
+        self._steps_without_refresh = 0
+
+    def backward(self, batch: AnyBatch, *, scale: float = 1.0) -> Tensor:
+        r"""Accumulates the corrected gradient of one batch into ``p.grad``.
+
+        .. math:: p.\mathrm{grad} \mathrel{+}= s\,\bigl[ g_B(\theta)
+                  + c\,(\tilde g - g_B(\tilde\theta)) \bigr]
+
+        Two forward-backward passes on the same batch with the same random numbers: one at the
+        current parameters, one at the snapshot. The second changes no parameter, buffer, mode or
+        random state. Before the first `refresh`, or while the coefficient is 0, only the first
+        pass is made. If an old gradient is not finite the step is left uncorrected, with a
+        warning.
+
+        Args:
+            batch: Whatever `loss_fn` takes. For adversarial objectives the *prepared* batch, so
+                that both passes see the same perturbation.
+            scale: Multiplies the loss and the correction alike: ``1 / k`` for k accumulated
+                micro-batches, or an AMP loss scale. Dimensionless.
+
+        Returns:
+            The loss at the current parameters, detached, unscaled. Shape ``()``.
+
+        Raises:
+            ValueError: `loss_fn` did not return a scalar that depends on the model's parameters.
+
+        Example:
+            >>> from equipoise import Constant
+            >>> model = torch.nn.Linear(2, 1)
+            >>> corrector = GradientCorrector(model, lambda x: model(x).mean(), Constant(1.0))
+            >>> corrector.refresh([torch.ones(4, 2), torch.zeros(4, 2)])
+            >>> corrector.backward(torch.ones(4, 2)).shape
+            torch.Size([])
+
+        References:
+            Lei et al., Balance is Essence (AGENT), Eq. (2) and Alg. 1.
+        """
+        loss = partial(self.loss_fn, batch)
+        samples = self._batch_size(batch)
+        coefficient = self.coefficient_value
+        state = random_state(device_of(self.model)) if coefficient != 0.0 else None
+        with self._measure("new_gradient", samples=samples, forwards=1, backwards=1):
+            value = _accumulate(loss, scale)
+        if state is not None:
+            with self._measure("old_gradient", samples=samples, forwards=1, backwards=1):
+                with replayed(state):
+                    _, old = value_and_gradient_at(self.model, self.snapshot, loss, scale=scale)
+                self._add_correction(old, coefficient, scale)
+        self._remind_of_refresh()
+        return value
+
+    def state_dict(self) -> dict[str, Any]:
+        """Snapshot, full gradient, coefficient; plain tensors and numbers.
+
+        The tensors are the live ones: copy them before training on, as `torch.save` does.
+        """
+        return {
+            "format": FORMAT,
+            "snapshot": dict(self.snapshot),
+            "full_gradient": dict(self.full_gradient),
+            "coefficient": self.coefficient.state_dict(),
+            "num_refreshes": self.num_refreshes,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`; continues bit for bit.
+
+        Raises:
+            ValueError: The state belongs to another format, model or kind of coefficient; then
+                nothing of it is loaded.
+        """
+        if state.get("format") != FORMAT:
+            raise ValueError(
+                f"the corrector state has format {state.get('format')}, expected {FORMAT}; "
+                "load it with the version of equipoise that wrote it."
+            )
+        # Those frozen since the refresh are still in the snapshot.
+        parameters = dict(self.model.named_parameters())
+        shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+        for part in ("snapshot", "full_gradient"):
+            got = {name: tuple(tensor.shape) for name, tensor in state[part].items()}
+            wrong = sorted(name for name in got if got[name] != shapes.get(name))
+            if part == "snapshot" and got:
+                wrong += sorted(set(trainable(self.model)) - set(got))
+            if wrong:
+                raise ValueError(
+                    f"the corrector's {part} does not fit this model at {', '.join(wrong[:3])}; "
+                    "load it into the model that it was saved from."
+                )
+        try:
+            self.coefficient.load_state_dict(state["coefficient"])
+        except KeyError as error:
+            raise ValueError(
+                f"the state has no {error} for the coefficient {type(self.coefficient).__name__}; "
+                "give the corrector the coefficient that it was saved with."
+            ) from error
+        self.snapshot = {
+            name: tensor.to(parameters[name].device).clone()
+            for name, tensor in state["snapshot"].items()
+        }
+        self.full_gradient = {
+            name: tensor.to(parameters[name].device).clone()
+            for name, tensor in state["full_gradient"].items()
+        }
+        self.num_refreshes = int(state["num_refreshes"])
+
+    def _only_snapshot_is_needed(self) -> bool:
+        """Without a previous snapshot there is no estimate, so a coefficient of 0 stays 0."""
+        first = not self.snapshot
+        return first and self.coefficient.needs_losses and self.coefficient.value == 0.0
+
+    def _evaluate(
+        self,
+        point: Named,
+        batches: Iterable[AnyBatch],
+        weights: Iterable[float] | None,
+        scale: float,
+    ) -> Named:
+        """Full gradient at `point`; shows the coefficient the losses there and at the snapshot."""
+        total: Named = {}
+        current: list[Tensor] = []
+        previous: list[Tensor] = []
+        sizes: list[float] = []
+        compares = bool(self.snapshot) and self.coefficient.needs_losses
+        given = None if weights is None else iter(weights)
+        device = device_of(self.model)
+        for batch in batches:
+            samples = self._batch_size(batch)
+            sizes.append(samples if given is None else _next_weight(given, len(sizes)))
+            loss = partial(self.loss_fn, batch)
+            state = random_state(device)
+            with self._measure("refresh", samples=samples, forwards=1, backwards=1):
+                value, gradient = value_and_gradient_at(self.model, point, loss, scale=scale)
+                _add(total, gradient, sizes[-1] / scale)
+            current.append(value)
+            if compares:
+                with (
+                    self._measure("refresh", samples=samples, forwards=1),
+                    torch.no_grad(),
+                    replayed(state),
+                ):
+                    previous.append(value_at(self.model, self.snapshot, loss).detach())
+        if isinstance(weights, Sized) and len(weights) > len(sizes):
+            raise ValueError(
+                f"weights has {len(weights)} numbers for {len(sizes)} batches, expected one for "
+                "every batch; leave weights out to weigh batches by their size."
+            )
+        if not sizes:
+            raise ValueError(
+                "refresh() got no batches, expected those whose mean gradient is the reference; "
+                "pass the training loader, or call it again if it was an exhausted generator."
+            )
+        if compares:
+            pairs = torch.stack(current), torch.stack(previous)
+            self.coefficient.observe(*pairs, torch.tensor(sizes, dtype=torch.float64))
+        full = {name: tensor.div_(sum(sizes)) for name, tensor in total.items()}
+        if not _all_finite(full.values()):
+            warnings.warn(
+                "the full gradient is not finite, so gradients stay uncorrected until the next "
+                "refresh; lower the loss scale or the learning rate if this repeats.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            return {}
+        return full
+
+    @torch.no_grad()
+    def _add_correction(self, old: Named, coefficient: float, scale: float) -> None:
+        """Adds ``coefficient * (scale * full_gradient - old)`` to every ``p.grad``."""
+        if not _all_finite(old.values()):
+            warnings.warn(
+                "an old gradient is not finite, so this step stays uncorrected; "
+                "lower the loss scale or refresh more often if this repeats.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            return
+        for name, parameter in trainable(self.model).items():
+            if name not in self.full_gradient:
+                continue
+            difference = self.full_gradient[name] * scale
+            if name in old:
+                difference.sub_(old[name])
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad.add_(difference.to(parameter.grad.dtype), alpha=coefficient)
+
+    def _remind_of_refresh(self) -> None:
+        """Warns once where the corrector is used but never refreshed."""
+        self._steps_without_refresh += 1
+        if self.num_refreshes == 0 and self._steps_without_refresh == _STEPS_BEFORE_REMINDER:
+            warnings.warn(
+                f"backward() was called {_STEPS_BEFORE_REMINDER} times without a refresh(), so "
+                "training is plain; call corrector.refresh(loader) at the start of every epoch.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+
+def _accumulate(loss: Callable[[], Tensor], scale: float) -> Tensor:
+    """Back-propagates ``scale * loss()`` into ``p.grad``; returns the detached, unscaled loss."""
+    value = checked(loss())
+    if not value.requires_grad:
+        raise ValueError(
+            "loss_fn returned a loss without a gradient, expected one that depends on trainable "
+            "parameters of the model; check for torch.no_grad(), detach() or a frozen model."
+        )
+    (value if scale == 1.0 else value * scale).backward()
+    return value.detach()
+
+
+def _add(total: Named, gradient: Named, weight: float) -> None:
+    """Adds a weighted gradient to a running sum that is at least single precision."""
+    for name, tensor in gradient.items():
+        if name not in total:
+            wide = torch.promote_types(tensor.dtype, torch.float32)
+            total[name] = torch.zeros_like(tensor, dtype=wide)
+        total[name].add_(tensor, alpha=weight)
+
+
+def _next_weight(weights: Any, position: int) -> float:
+    """The next weight of a refresh, which must be there, positive and finite."""
+    weight = next(weights, None)
+    if weight is None or not 0.0 < weight < math.inf:
+        raise ValueError(
+            f"weights gives {weight} for batch {position}, expected a positive, finite number for "
+            "every batch; leave weights out to weigh batches by their size."
+        )
+    return float(weight)
+
+
+def _all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no tensor holds NaN or infinity; one synchronisation for all of them."""
+    norms = [torch.linalg.vector_norm(t, ord=torch.inf) for t in tensors if t.numel() > 0]
+    return not norms or bool(torch.isfinite(torch.stack([n.float() for n in norms])).all())

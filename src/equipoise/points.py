@@ -1,0 +1,187 @@
+"""Losses and gradients of a model at a point other than its own parameters.
+
+Pure in the model: no parameter, buffer, mode, gradient or random state is changed by anything
+here. The model's own objects are used, with their tensors replaced for the time of one call, so
+a loss function that closes over the model needs no second copy of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+Loss = Callable[[], Tensor]
+Named = dict[str, Tensor]
+
+
+class _Closure(nn.Module):
+    """Gives a loss function the shape that `functional_call` takes: a module with a child."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model = model
+        self._loss = loss
+
+    def forward(self) -> Tensor:
+        return self._loss()
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """State of the global random generators that a forward pass may draw from."""
+
+    cpu: Tensor
+    device: torch.device
+    accelerator: Tensor | None
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters with `requires_grad`, by name; a tied parameter stands under its first name.
+
+    Example:
+        >>> sorted(trainable(nn.Linear(2, 3)))
+        ['bias', 'weight']
+    """
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Device of the first parameter; CPU for a model without parameters."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def checked(value: object) -> Tensor:
+    """Returns `value`, with shape ``()``, if it can be a training loss.
+
+    Raises:
+        ValueError: It is not a tensor with one element.
+    """
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"loss_fn returned {got}, expected one scalar tensor for the batch; "
+            "average over the samples, for example with loss.mean()."
+        )
+    return value if value.ndim == 0 else value.reshape(())
+
+
+def value_at(model: nn.Module, point: Mapping[str, Tensor], loss: Loss) -> Tensor:
+    """`loss()` as if the parameters of `model` were those in `point`.
+
+    Buffers are scratch copies, so BatchNorm uses batch statistics in training mode as usual and
+    the model's running statistics stay as they are. Parameters that `point` does not name keep
+    their own values.
+
+    Args:
+        model: The model that `loss` evaluates.
+        point: Parameters by name, each of the shape of the model's own.
+        loss: Takes nothing and returns a scalar; closes over `model` and a batch.
+
+    Returns:
+        The loss, shape ``()``, connected to the tensors of `point`.
+
+    Raises:
+        ValueError: `loss` did not return a scalar.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> point = {"weight": torch.tensor([[3.0]])}
+        >>> value_at(model, point, lambda: model(torch.ones(1, 1)).sum())
+        tensor(3.)
+    """
+    swapped = {f"model.{name}": tensor for name, tensor in point.items()}
+    swapped |= {f"model.{name}": buffer.clone() for name, buffer in model.named_buffers()}
+    return checked(functional_call(_Closure(model, loss), swapped, ()))
+
+
+def value_and_gradient_at(
+    model: nn.Module, point: Mapping[str, Tensor], loss: Loss, *, scale: float = 1.0
+) -> tuple[Tensor, Named]:
+    r"""Loss and gradient at `point`: :math:`(\ell(\theta'), s\,\nabla \ell(\theta'))`.
+
+    Args:
+        model: The model that `loss` evaluates.
+        point: Parameters by name.
+        loss: As in `value_at`.
+        scale: Multiplies the gradient (a loss scale), not the value.
+
+    Returns:
+        The detached loss, shape ``()``, and the gradient by name, each tensor of the shape of its
+        parameter; a parameter that the loss does not use has no entry.
+
+    Raises:
+        ValueError: `loss` did not return a scalar, it depends on no tensor of `point`, or a
+            gradient is sparse.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> point = {"weight": torch.tensor([[3.0]])}
+        >>> value_and_gradient_at(model, point, lambda: model(torch.ones(1, 1)).square().sum())
+        (tensor(9.), {'weight': tensor([[6.]])})
+    """
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in point.items()}
+    with torch.enable_grad():
+        value = value_at(model, leaves, loss)
+        gradients: tuple[Tensor | None, ...] = (None,) * len(leaves)
+        if value.requires_grad and leaves:
+            scaled = value if scale == 1.0 else value * scale
+            gradients = torch.autograd.grad(scaled, list(leaves.values()), allow_unused=True)
+    named = zip(leaves, gradients, strict=True)
+    found = {name: gradient for name, gradient in named if gradient is not None}
+    # A loss of another model has a gradient too, but not with respect to this one.
+    if not found:
+        raise ValueError(
+            "loss_fn returned a loss that does not depend on the model's trainable parameters; "
+            "compute it from the model that the corrector was given."
+        )
+    sparse = [name for name, gradient in found.items() if gradient.is_sparse]
+    if sparse:
+        raise ValueError(
+            f"the gradient of {sparse[0]} is a sparse tensor, expected a dense one; "
+            "build the embedding with sparse=False."
+        )
+    return value.detach(), found
+
+
+def random_state(device: torch.device) -> RandomState:
+    """The global random state of the CPU and, if it is another, of `device`."""
+    accelerator = None
+    if device.type != "cpu":
+        accelerator = torch.get_device_module(device).get_rng_state(device)
+    return RandomState(torch.get_rng_state(), device, accelerator)
+
+
+@contextmanager
+def preserved(device: torch.device) -> Iterator[None]:
+    """Restores the global random state of the CPU and of `device` on leaving the body.
+
+    Example:
+        >>> before = torch.get_rng_state()
+        >>> with preserved(torch.device("cpu")):
+        ...     _ = torch.rand(1)
+        >>> torch.equal(before, torch.get_rng_state())
+        True
+    """
+    # Only this device is named: forking all of them is slow and wakes idle cards.
+    devices = [] if device.type == "cpu" else [device]
+    kind = "cuda" if device.type == "cpu" else device.type
+    with torch.random.fork_rng(devices=devices, device_type=kind):
+        yield
+
+
+@contextmanager
+def replayed(state: RandomState) -> Iterator[None]:
+    """Runs the body from the random numbers of `state`; the stream outside is left as it was.
+
+    Dropout and other noise inside a forward pass then repeat exactly (common random numbers).
+    """
+    with preserved(state.device):
+        torch.set_rng_state(state.cpu)
+        if state.accelerator is not None:
+            torch.get_device_module(state.device).set_rng_state(state.accelerator, state.device)
+        yield
