@@ -1,0 +1,198 @@
+"""Words of the command line: converted, and refused in one sentence where they are wrong.
+
+The command line is built from the types of the settings; this module gives a mistake in it the
+same kind of answer everywhere: what was got, what is allowed, and the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from equipoise.settings import Run, setting_types, with_setting
+
+
+class Arm(NamedTuple):
+    """One arm of a comparison: its name and what is trained."""
+
+    label: str
+    run: Run
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """A hint at the closest valid name, or nothing.
+
+    Example:
+        >>> nearest("rigll", ["set", "rigl"])
+        '; did you mean rigl?'
+    """
+    close = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def convert(flag: str, text: str, kind: Any) -> Any:
+    """The value that `text` stands for.
+
+    Args:
+        flag: Name of the setting, for the message.
+        text: One word.
+        kind: Type of the setting.
+
+    Raises:
+        ValueError: The word is not of that type.
+
+    Example:
+        >>> convert("--interval", "0.5", int | float | None)
+        0.5
+    """
+    origin = get_origin(kind)
+    if origin is Literal:
+        choices = [str(choice) for choice in get_args(kind)]
+        if text not in choices:
+            raise ValueError(
+                f"{flag} is one of {', '.join(choices)}; got {text!r}{nearest(text, choices)}"
+            )
+        return text
+    if origin in (Union, types.UnionType):
+        return _first_that_fits(flag, text, get_args(kind))
+    if origin is tuple:
+        return tuple(convert(flag, word, get_args(kind)[0]) for word in text.split("/"))
+    if kind is bool:
+        if text not in ("true", "false"):
+            raise ValueError(f"{flag} is true or false; got {text!r}")
+        return text == "true"
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            what = "a whole number" if kind is int else "a number"
+            raise ValueError(f"{flag} takes {what}; got {text!r}") from None
+    return Path(text) if kind is Path else text
+
+
+def check_words(words: Sequence[str], kinds: Mapping[str, Any], command: str) -> None:
+    """Refuses the first option that does not exist or has a value of the wrong type.
+
+    Args:
+        words: What follows the name of the command.
+        kinds: Types of the options, by name with dashes and without the leading ones.
+        command: Name of the command, for the message.
+
+    Raises:
+        ValueError: One sentence.
+
+    Example:
+        >>> check_words(["--epochs", "3"], {"epochs": int}, "train")
+    """
+    position = 0
+    while position < len(words):
+        word = words[position]
+        position += 1
+        if not word.startswith("--"):
+            if word in ("-h",):
+                return
+            raise ValueError(
+                f"{word!r} is not an option of `equipoise {command}`; options start with --, "
+                f"see `equipoise {command} --help`"
+            )
+        name, equals, value = word[2:].partition("=")
+        name = name.replace("_", "-")
+        if name == "help":
+            return
+        kind = _kind(name, kinds, command)
+        values = [value] if equals else _values(words[position:])
+        if not equals:
+            position += len(values)
+        _check_values(f"--{name}", values, kind)
+
+
+def parse_arm(text: str, base: Run) -> Arm:
+    """Reads one arm: ``[name:]topology[+corrector][,setting=value ...]``.
+
+    Args:
+        text: For example ``rigl``, ``rigl+agent``, ``double:rigl,batch_size=256``.
+        base: The settings that all arms share.
+
+    Raises:
+        ValueError: One sentence on what does not exist.
+
+    Example:
+        >>> arm = parse_arm("double:rigl+agent,batch_size=256", Run())
+        >>> arm.label, arm.run.loop.batch_size
+        ('double', 256)
+    """
+    name, colon, rest = text.rpartition(":")
+    method, *changes = rest.split(",")
+    topology, _, corrector = method.partition("+")
+    kinds = setting_types()
+    where = f"in the arm {text!r}"
+    run = base
+    for setting, word in (("topology", topology), ("corrector", corrector or "none")):
+        run = with_setting(run, setting, convert(f"{where} the {setting}", word, kinds[setting]))
+    for change in changes:
+        setting, equals, word = change.partition("=")
+        setting = setting.strip().replace("-", "_")
+        if not equals or setting not in kinds:
+            raise ValueError(
+                f"{where} {change!r} is not setting=value with a setting of `equipoise train`"
+                + nearest(setting, kinds)
+            )
+        run = with_setting(run, setting, convert(f"{where} {setting}", word, kinds[setting]))
+    label = name if colon else rest
+    return Arm(label, run)
+
+
+def _first_that_fits(flag: str, text: str, kinds: Sequence[Any]) -> Any:
+    """The first member of a union that takes the word."""
+    if text in ("None", "none") and type(None) in kinds:
+        return None
+    problem = ValueError()
+    for kind in kinds:
+        if kind is type(None):
+            continue
+        try:
+            return convert(flag, text, kind)
+        except ValueError as error:
+            problem = error
+    raise problem
+
+
+def _kind(name: str, kinds: Mapping[str, Any], command: str) -> Any:
+    """Type of an option; switches may be negated."""
+    if name in kinds:
+        return kinds[name]
+    if name.startswith("no-") and name[3:] in kinds:
+        return bool
+    raise ValueError(
+        f"`equipoise {command}` has no option --{name}"
+        + nearest(name, kinds).replace("mean ", "mean --")
+    )
+
+
+def _values(words: Sequence[str]) -> list[str]:
+    """The words up to the next option."""
+    found: list[str] = []
+    for word in words:
+        if word.startswith("--"):
+            break
+        found.append(word)
+    return found
+
+
+def _check_values(flag: str, values: Sequence[str], kind: Any) -> None:
+    """Right number and right type of values."""
+    if kind is bool:
+        if values:
+            raise ValueError(f"{flag} is a switch and takes no value; got {values[0]!r}")
+        return
+    if get_origin(kind) is tuple:
+        for value in values:
+            convert(flag, value, get_args(kind)[0])
+        return
+    if len(values) != 1:
+        got = "none" if not values else " ".join(values)
+        raise ValueError(f"{flag} takes one value; got {got}")
+    convert(flag, values[0], kind)

@@ -1,0 +1,331 @@
+"""The value that describes one run, and what is wrong with it where something is.
+
+A run is data: frozen dataclasses of plain values, equal when the runs are the same, hashable to
+an identity. Torch is not imported here, so that the command line answers at once. The docstring
+under a field is its help on the command line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+DatasetName = Literal["digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "image_folder"]
+ModelName = Literal[
+    "mlp",
+    "small_cnn",
+    "vgg16",
+    "vgg_c",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "wrn_22_2",
+    "wrn_28_4",
+]
+TopologyName = Literal["dense", "static", "set", "rigl", "set_itop", "rigl_itop"]
+CorrectorName = Literal["none", "agent", "no_gamma", "svrg", "fixed", "alpha_svrg"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """What is learned from."""
+
+    dataset: DatasetName = "digits"
+    """Where the images come from; `equipoise list` says which of them are on this machine."""
+    data_dir: Path | None = None
+    """Folder with the files; default: $EQUIPOISE_DATA, then the usual places."""
+    download: bool = False
+    """Fetch a missing data set from its home, checked by its checksum."""
+    image_size: int | None = None
+    """Shrink images to this many pixels a side (a divisor of their size); default: as they are."""
+    train_samples: int | None = None
+    """Use only the first so many training images."""
+    test_samples: int | None = None
+    """Use only the first so many test images."""
+    validation: float = 0.0
+    """Fraction of the training images held back for validation, from the end, in [0, 1)."""
+    augment: Literal["auto", "yes", "no"] = "auto"
+    """Random crops and flips; auto: for colour images of 32 pixels and more."""
+    locked: bool = False
+    """Draw every sample with the same augmentation in every epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """What learns."""
+
+    model: ModelName = "small_cnn"
+    """Architecture; `equipoise list` describes them."""
+    width: float = 1.0
+    """Multiplies the channels of every layer, above 0."""
+    dropout: float = 0.0
+    """Probability of dropping a unit, in [0, 1); only for models that have dropout."""
+    stem: Literal["cifar", "imagenet"] = "cifar"
+    """First layers of a ResNet: for small or for large images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopologySettings:
+    """Which weights exist."""
+
+    topology: TopologyName = "rigl"
+    """How the active weights are chosen and moved."""
+    sparsity: float = 0.9
+    """Fraction of the weights removed, in [0, 1); 0.9 keeps one in ten."""
+    distribution: Literal["erk", "er", "uniform"] = "erk"
+    """How the active weights are shared between layers."""
+    mask_sampling: Literal["exact", "bernoulli"] = "exact"
+    """Draw exactly the planned number of active weights, or each with its probability."""
+    interval: int | float | None = None
+    """Between rewirings: steps (100) or a fraction of training (0.02); default: the method's, for
+    set and rigl at most a twentieth of training."""
+    stop: int | float | None = None
+    """Last rewiring: steps or a fraction of training; default: the method's."""
+    prune_fraction: float | None = None
+    """Share of the active weights replaced by the first rewiring; default: the method's."""
+    prune_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the prune fraction falls."""
+    growth_signal: Literal["raw", "corrected"] = "raw"
+    """Gradient by which RigL grows: of the mini-batch, or after correction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrectionSettings:
+    """How gradients are corrected."""
+
+    corrector: CorrectorName = "none"
+    """none is the plain loop, agent the published method; both use the same loop."""
+    scaling: float = 0.1
+    """AGENT's factor gamma on the estimated coefficient, at least 0."""
+    smoothing: float = 0.3
+    """AGENT's weight alpha of a new estimate, in (0, 1]."""
+    clip_coefficient: bool = False
+    """Keep the estimate in [0, 1] before scaling: the paper says so, its code does not."""
+    coefficient: float | None = None
+    """Of `fixed` (default 0.1) and at the start of `alpha_svrg` (default 0.75)."""
+    refresh_every: int = 1
+    """Epochs between snapshots, at least 1."""
+    refresh_draw: Literal["replay", "fresh"] = "replay"
+    """Full gradient over the very batches of the coming epoch, or over another draw of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """How gradients become steps."""
+
+    optimizer: Literal["sgd", "sgdw", "adamw"] = "sgd"
+    """SGD with momentum, SGD with decoupled decay, or AdamW."""
+    learning_rate: float = 0.1
+    """At the start, above 0."""
+    momentum: float = 0.9
+    """Of sgd and sgdw, in [0, 1)."""
+    nesterov: bool = True
+    """Nesterov momentum (sgd only)."""
+    weight_decay: float = 5e-4
+    """Per step, at least 0."""
+    decay: Literal["all", "matrices"] = "all"
+    """Decay every parameter, or only those with two dimensions and more."""
+    schedule: Literal["piecewise", "cosine", "constant"] = "piecewise"
+    """How the learning rate falls."""
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """Fractions of training after which piecewise multiplies the rate by `--drop-factor`."""
+    drop_factor: float = 0.1
+    """Factor at each milestone, in (0, 1]."""
+    warmup: float = 0.0
+    """Fraction of training over which the rate rises linearly from 0, in [0, 1)."""
+    clip_norm: float | None = None
+    """Clip the (corrected) gradient to this norm; default: no clipping."""
+    label_smoothing: float = 0.0
+    """Weight of the uniform distribution in the targets, in [0, 1)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    """How long and on what."""
+
+    epochs: int = 20
+    """Sweeps over the training images, at least 1."""
+    batch_size: int = 128
+    """Samples in a batch, at least 1."""
+    accumulate: int = 1
+    """Batches whose gradients are averaged into one step, at least 1."""
+    seed: int = 0
+    """Of initial weights, masks, data order and dropout; arms of a pair share it."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, or auto: the accelerator if there is one."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of matrix products; weights and the stored full gradient stay in single precision."""
+    channels_last: bool = False
+    """Keep images and convolutions in the channels-last memory format."""
+    compile: bool = False
+    """Compile the model with torch.compile; the first steps then take minutes."""
+    deterministic: bool = True
+    """Refuse operations whose results differ from run to run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training, completely described."""
+
+    data: DataSettings = field(default_factory=DataSettings)
+    network: ModelSettings = field(default_factory=ModelSettings)
+    sparse: TopologySettings = field(default_factory=TopologySettings)
+    correction: CorrectionSettings = field(default_factory=CorrectionSettings)
+    optimization: OptimizerSettings = field(default_factory=OptimizerSettings)
+    loop: LoopSettings = field(default_factory=LoopSettings)
+
+    @property
+    def label(self) -> str:
+        """Name of the arm: topology, and corrector where there is one.
+
+        Example:
+            >>> Run(correction=CorrectionSettings(corrector="agent")).label
+            'rigl+agent'
+        """
+        if self.correction.corrector == "none":
+            return self.sparse.topology
+        return f"{self.sparse.topology}+{self.correction.corrector}"
+
+    @property
+    def identity(self) -> str:
+        """Eight letters that two runs share exactly if their settings are the same."""
+        return hashlib.sha256(json.dumps(as_plain(self), sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def folder_name(self) -> str:
+        """A readable, unique name for the run's folder."""
+        parts = (
+            self.data.dataset,
+            self.network.model,
+            self.label,
+            f"s{self.sparse.sparsity:g}",
+            f"seed{self.loop.seed}",
+            self.identity,
+        )
+        return "-".join(parts)
+
+
+def as_plain(run: Run) -> dict[str, Any]:
+    """The run as nested dictionaries of JSON values; folders of this machine are left out."""
+    plain = asdict(run)
+    del plain["data"]["data_dir"], plain["data"]["download"]
+    plain["optimization"]["milestones"] = list(run.optimization.milestones)
+    return plain
+
+
+def from_plain(plain: dict[str, Any]) -> Run:
+    """The inverse of `as_plain`.
+
+    Example:
+        >>> from_plain(as_plain(Run())) == Run()
+        True
+    """
+    groups: dict[str, Any] = {}
+    for group, kind in get_type_hints(Run).items():
+        values = dict(plain[group])
+        if "milestones" in values:
+            values["milestones"] = tuple(values["milestones"])
+        groups[group] = kind(**values)
+    return Run(**groups)
+
+
+def with_setting(run: Run, name: str, value: Any) -> Run:
+    """The run with one setting changed, found by its name in any group.
+
+    Raises:
+        ValueError: No group has a setting of that name.
+
+    Example:
+        >>> with_setting(Run(), "batch_size", 64).loop.batch_size
+        64
+    """
+    for group in fields(run):
+        settings = getattr(run, group.name)
+        if is_dataclass(settings) and any(f.name == name for f in fields(settings)):
+            changed: Any = replace(settings, **{name: value})  # type: ignore[type-var]
+            return replace(run, **{group.name: changed})
+    raise ValueError(f"no setting is called {name!r}; see `equipoise train --help`.")
+
+
+def setting_types() -> dict[str, Any]:
+    """Type of every setting of a run, by name."""
+    types: dict[str, Any] = {}
+    for kind in get_type_hints(Run).values():
+        types |= get_type_hints(kind)
+    return types
+
+
+def validate(run: Run) -> None:
+    """Checks what the types cannot: ranges, and settings that contradict each other.
+
+    Raises:
+        ValueError: One sentence on the first thing that is wrong.
+    """
+    for name, got, low, high, closed in _ranges(run):
+        if got is None:
+            continue
+        above = got >= low if "[" in closed else got > low
+        below = got <= high if "]" in closed else got < high
+        if not (above and below):
+            raise ValueError(_range_sentence(name, got, low, high, closed))
+    if run.sparse.topology == "dense" and run.sparse.growth_signal != "raw":
+        raise ValueError(
+            "--growth-signal corrected has no effect on a dense network; "
+            "choose --topology rigl, or leave it out."
+        )
+    milestones = run.optimization.milestones
+    if list(milestones) != sorted(milestones) or not all(0.0 < m < 1.0 for m in milestones):
+        raise ValueError(
+            f"--milestones takes rising fractions of training in (0, 1); got {milestones}; "
+            "for example 0.5 0.75."
+        )
+
+
+def _ranges(run: Run) -> list[tuple[str, float | None, float, float, str]]:
+    """Every setting with a range: name, value, bounds, and which of them belong to it."""
+    inf = float("inf")
+    data, network, sparse = run.data, run.network, run.sparse
+    correction, optimization, loop = run.correction, run.optimization, run.loop
+    return [
+        ("image_size", data.image_size, 1, inf, "[)"),
+        ("train_samples", data.train_samples, 1, inf, "[)"),
+        ("test_samples", data.test_samples, 1, inf, "[)"),
+        ("validation", data.validation, 0, 1, "[)"),
+        ("width", network.width, 0, inf, "()"),
+        ("dropout", network.dropout, 0, 1, "[)"),
+        ("sparsity", sparse.sparsity, 0, 1, "[)"),
+        ("interval", sparse.interval, 0, inf, "()"),
+        ("stop", sparse.stop, 0, inf, "()"),
+        ("prune_fraction", sparse.prune_fraction, 0, 1, "[]"),
+        ("scaling", correction.scaling, 0, inf, "[)"),
+        ("smoothing", correction.smoothing, 0, 1, "(]"),
+        ("coefficient", correction.coefficient, -inf, inf, "()"),
+        ("refresh_every", correction.refresh_every, 1, inf, "[)"),
+        ("learning_rate", optimization.learning_rate, 0, inf, "()"),
+        ("momentum", optimization.momentum, 0, 1, "[)"),
+        ("weight_decay", optimization.weight_decay, 0, inf, "[)"),
+        ("drop_factor", optimization.drop_factor, 0, 1, "(]"),
+        ("warmup", optimization.warmup, 0, 1, "[)"),
+        ("clip_norm", optimization.clip_norm, 0, inf, "()"),
+        ("label_smoothing", optimization.label_smoothing, 0, 1, "[)"),
+        ("epochs", loop.epochs, 1, inf, "[)"),
+        ("batch_size", loop.batch_size, 1, inf, "[)"),
+        ("accumulate", loop.accumulate, 1, inf, "[)"),
+        ("seed", loop.seed, 0, 2**31, "[)"),
+    ]
+
+
+def _range_sentence(name: str, got: float, low: float, high: float, closed: str) -> str:
+    """What was got, what is allowed, what to do."""
+    flag = "--" + name.replace("_", "-")
+    if name == "sparsity" and 1.0 <= got <= 100.0:
+        hint = f"for {got:g} % write {got / 100:g}" if got < 100.0 else "0.99 keeps 1 %"
+        return f"{flag} is the fraction of weights removed, in [0, 1); got {got:g}; {hint}."
+    if high == float("inf"):
+        bound = f"at least {low:g}" if "[" in closed else f"above {low:g}"
+    else:
+        bound = f"in {closed[0]}{low:g}, {high:g}{closed[1]}"
+    return f"{flag} must be {bound}; got {got:g}; see `equipoise train --help`."

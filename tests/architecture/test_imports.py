@@ -1,0 +1,120 @@
+"""Imports go one way between the rooms of the house; the table below is the whole rule."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import equipoise
+
+SOURCE = Path(equipoise.__file__).parent
+
+# Room -> the parts of the house that it may import. Nothing else of equipoise is allowed.
+ALLOWED = {
+    "measure": set(),
+    "records": set(),
+    "settings": set(),
+    "points": set(),
+    "arguments": {"settings"},
+    "data": {"data"},
+    "models": {"models"},
+    "correction": {"correction", "points", "measure"},
+    "topology": {"topology", "measure"},
+    "objectives": {"objectives", "data"},
+    "reports": {"reports", "records"},
+    "training": {
+        "training",
+        "arguments",
+        "correction",
+        "topology",
+        "objectives",
+        "data",
+        "models",
+        "measure",
+        "points",
+        "records",
+        "settings",
+        "__init__",
+    },
+    "listing": {"data", "models", "settings"},
+    "showing": {"records", "reports"},
+    "cli": {"arguments", "listing", "reports", "settings", "showing", "training", "__init__"},
+    "__init__": {"correction", "topology"},
+    "__main__": {"cli"},
+}
+
+# What must answer without loading torch: help, lists, mistakes, reports.
+WITHOUT_TORCH = ("records", "settings", "arguments", "listing", "showing", "cli", "reports")
+
+
+def room_of(path: Path) -> str:
+    relative = path.relative_to(SOURCE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imported_modules(tree: ast.AST) -> set[str]:
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names.add(node.module or "")
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def rooms_imported(tree: ast.AST) -> set[str]:
+    rooms = set()
+    for name in imported_modules(tree):
+        parts = name.split(".")
+        if parts[0] != "equipoise":
+            continue
+        known = len(parts) > 1 and parts[1] in ALLOWED
+        if known:
+            rooms.add(parts[1])
+        elif len(parts) > 1:
+            rooms.add("__init__")
+    return rooms
+
+
+def top_level(tree: ast.Module) -> ast.Module:
+    """The module without function bodies and without what only type checkers read."""
+    kept = [
+        node
+        for node in tree.body
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    ]
+    return ast.Module(body=kept, type_ignores=[])
+
+
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_a_room_imports_only_what_the_table_allows(path: Path) -> None:
+    room = room_of(path)
+    assert room in ALLOWED, f"{path} is a new room: decide what it may import"
+    extra = rooms_imported(ast.parse(path.read_text())) - ALLOWED[room]
+    assert not extra, f"{path} imports {sorted(extra)}, which {room} must not know"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in FILES if room_of(p) in WITHOUT_TORCH],
+    ids=lambda p: str(p.relative_to(SOURCE)),
+)
+def test_rooms_that_answer_at_once_do_not_load_torch(path: Path) -> None:
+    names = imported_modules(top_level(ast.parse(path.read_text())))
+    assert not {n for n in names if n.split(".")[0] in ("torch", "sklearn", "scipy", "matplotlib")}
+
+
+def test_the_table_names_no_room_that_is_gone() -> None:
+    assert set(ALLOWED) == {room_of(path) for path in FILES}
+
+
+def test_the_rule_sees_a_violation() -> None:
+    tree = ast.parse("from equipoise.training.loop import train\nimport equipoise.models")
+    assert rooms_imported(tree) == {"training", "models"}
+    assert rooms_imported(ast.parse("from equipoise import __version__")) == {"__init__"}
