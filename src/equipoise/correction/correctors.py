@@ -6,10 +6,11 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sized
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from equipoise.correction.batches import num_samples
 from equipoise.correction.coefficients import Coefficient, LossCovariance
@@ -29,7 +30,7 @@ from equipoise.points import (
 FORMAT = 1
 _STEPS_BEFORE_REMINDER = 1000
 
-AnyBatch = TypeVar("AnyBatch")
+AnyBatch = TypeVar("AnyBatch", default=Any)
 Contra = TypeVar("Contra", contravariant=True)
 
 

@@ -1,0 +1,348 @@
+"""The command line: train, compare, evaluate, report, list.
+
+Torch is imported inside the commands only, so that help and mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+import tyro
+from rich.console import Console
+
+from equipoise.arguments import Arm, check_words, nearest, parse_arm
+from equipoise.settings import Run, setting_types, validate, with_setting
+
+if TYPE_CHECKING:
+    from equipoise.training.observers import Observer
+
+_USAGE = 2
+_STOPPED = 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where results go."""
+
+    out: Path | None = None
+    """Folder of the run; default: runs/ and a name made from the settings."""
+    overwrite: bool = False
+    """Start again, whatever is in the folder."""
+    checkpoint_seconds: float = 60.0
+    """Time between checkpoints within an epoch."""
+    tensorboard: bool = False
+    """Write TensorBoard event files too."""
+    threads: int | None = None
+    """Processor threads; default: torch's choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What is compared."""
+
+    arms: tuple[str, ...] = ("rigl", "rigl+agent")
+    """Each [name:]topology[+corrector][,setting=value ...], for example big:rigl,batch_size=256;
+    the first is the baseline."""
+    num_seeds: int = 3
+    """Paired seeds, from --seed on; pairs share initial weights, masks and data order."""
+    workers: int | None = None
+    """Processes side by side; default: one a core on CPU, one on an accelerator."""
+    out: Path | None = None
+    """Folder of the comparison; default: runs/ and a name made from the settings."""
+    overwrite: bool = False
+    """Start every run again."""
+    tensorboard: bool = False
+    """Write TensorBoard event files too."""
+    threads: int | None = None
+    """Processor threads for all processes together; default: torch's choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is evaluated."""
+
+    run: Path
+    """Folder of a run."""
+    data_dir: Path | None = None
+    """Folder with the files; default: $EQUIPOISE_DATA, then the usual places."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, or auto."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reporting:
+    """What is reported."""
+
+    runs: Path
+    """A run, a comparison, or a folder of them."""
+    out: Path | None = None
+    """HTML file to write, with PNG files beside it; default: report.html in that folder."""
+    baseline: str | None = None
+    """Arm that the others are compared with; default: as the comparison says."""
+
+
+def train(run: tyro.conf.OmitArgPrefixes[Run], output: tyro.conf.OmitArgPrefixes[Output]) -> int:
+    """Train one network; run again to go on after a stop."""
+    validate(run)
+    from equipoise.training.build import default_output
+    from equipoise.training.loop import TENSORBOARD
+    from equipoise.training.loop import train as train_run
+    from equipoise.training.observers import Bar, TensorBoard
+    from equipoise.training.signals import StopFlag
+
+    console = Console()
+    _set_threads(output.threads)
+    folder = output.out or default_output(run)
+    observers: list[Observer] = [Bar(console, run.label)]
+    if output.tensorboard:
+        observers.append(_tensorboard(TensorBoard, folder / TENSORBOARD))
+    flag = StopFlag()
+    flag.install()
+    outcome = train_run(
+        run,
+        folder,
+        dataset=_load_images(run, console),
+        observers=tuple(observers),
+        should_stop=flag,
+        checkpoint_seconds=output.checkpoint_seconds,
+        overwrite=output.overwrite,
+    )
+    if not outcome.finished:
+        console.print(f"Stopped and saved in {folder}; run the same command again to go on.")
+        return _STOPPED
+    last = outcome.records[-1]
+    console.print(
+        f"{run.label}: test accuracy {100 * last.test_accuracy:.2f} % after {last.epoch} epochs "
+        f"({last.data_passes:.1f} passes over the data, {last.training_flops:.3g} FLOPs, "
+        f"{last.training_seconds:.1f} s) at sparsity {last.sparsity:.4f}.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(
+        f"Saved in {folder}; `equipoise report --runs {folder}` draws it.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def compare(
+    run: tyro.conf.OmitArgPrefixes[Run], comparison: tyro.conf.OmitArgPrefixes[Comparison]
+) -> int:
+    """Train two or more arms on paired seeds and say which is better, at what cost."""
+    arms = _arms(comparison, run)
+    seeds = range(run.loop.seed, run.loop.seed + comparison.num_seeds)
+    from equipoise.training.arms import default_workers, plan, run_jobs, write_plan
+    from equipoise.training.build import resolve_device
+
+    console = Console()
+    _set_threads(comparison.threads)
+    resolve_device(run.loop.device)
+    folder = comparison.out or _comparison_folder(run, arms)
+    _load_images(run, console)  # decoded once, here, where progress can be seen
+    jobs = plan(arms, seeds, folder)
+    write_plan(jobs, folder, baseline=arms[0].label)
+    workers = comparison.workers or default_workers(jobs)
+    console.print(
+        f"Training {len(arms)} arms on {len(seeds)} seeds in {folder}, {workers} at a time.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    finished = run_jobs(
+        jobs,
+        console,
+        workers=workers,
+        overwrite=comparison.overwrite,
+        tensorboard=comparison.tensorboard,
+    )
+    if not finished:
+        console.print(f"Stopped and saved in {folder}; run the same command again to go on.")
+        return _STOPPED
+    return report(Reporting(runs=folder))
+
+
+def evaluate(evaluation: tyro.conf.OmitArgPrefixes[Evaluation]) -> int:
+    """Evaluate the network of a run on its test images."""
+    from equipoise.training.stored import evaluate_stored
+
+    console = Console()
+    result = evaluate_stored(evaluation.run, data_dir=evaluation.data_dir, device=evaluation.device)
+    console.print(
+        f"{evaluation.run}: test accuracy {100 * result.score.accuracy:.2f} %, "
+        f"test loss {result.score.loss:.4f} on {result.samples} images; "
+        f"{result.active_weights:,} of {result.maskable_weights:,} weights are non-zero "
+        f"(sparsity {1 - result.active_weights / result.maskable_weights:.4f}).",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def report(reporting: tyro.conf.OmitArgPrefixes[Reporting]) -> int:
+    """Write one HTML page and PNG pictures about finished or unfinished runs."""
+    from equipoise.reports import write_report
+    from equipoise.showing import print_comparison
+
+    console = Console()
+    print_comparison(reporting.runs, console, baseline=reporting.baseline)
+    output = reporting.out or reporting.runs / "report.html"
+    for path in write_report(reporting.runs, output, baseline=reporting.baseline):
+        console.print(f"Wrote {path}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def list_everything() -> int:
+    """List the models, data sets, topologies and correctors, and what is on this machine."""
+    from equipoise.listing import print_lists
+
+    print_lists(Console())
+    return 0
+
+
+_COMMANDS: dict[str, Callable[..., Any]] = {
+    "train": train,
+    "compare": compare,
+    "evaluate": evaluate,
+    "report": report,
+    "list": list_everything,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one command and exits with its status; a user's mistake gets one sentence."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    warnings.showwarning = _show_warning
+    try:
+        _check(words)
+        sys.exit(
+            tyro.extras.subcommand_cli_from_dict(
+                _COMMANDS,
+                prog="equipoise",
+                description="Train sparse neural networks from scratch, with corrected gradients "
+                "and an honest account of cost.",
+                args=words,
+            )
+        )
+    except (ValueError, FileNotFoundError, RuntimeError, ImportError) as error:
+        if os.environ.get("EQUIPOISE_TRACEBACK"):
+            raise
+        _complain(str(error))
+    except KeyboardInterrupt:
+        _complain("interrupted")
+
+
+def _check(words: Sequence[str]) -> None:
+    """Answers mistakes in the words before they reach the parser."""
+    if not words or words[0] in ("-h", "--help") or words[0].startswith("--tyro"):
+        return
+    if words[0] == "--version":
+        from equipoise import __version__
+
+        Console().print(f"equipoise {__version__}", highlight=False)
+        sys.exit(0)
+    command = words[0]
+    if command not in _COMMANDS:
+        raise ValueError(
+            f"{command!r} is not a command; equipoise has {', '.join(_COMMANDS)}"
+            + nearest(command, _COMMANDS)
+        )
+    check_words(words[1:], _options(command), command)
+
+
+def _options(command: str) -> dict[str, Any]:
+    """Types of the options of a command, by name with dashes."""
+    kinds: dict[str, Any] = {}
+    for kind in get_type_hints(_COMMANDS[command]).values():
+        if kind is Run:
+            kinds |= setting_types()
+        elif isinstance(kind, type) and kind is not int:
+            kinds |= get_type_hints(kind)
+    return {name.replace("_", "-"): kind for name, kind in kinds.items()}
+
+
+def _arms(comparison: Comparison, run: Run) -> list[Arm]:
+    """The arms, each checked before anything is trained."""
+    if comparison.num_seeds < 1:
+        raise ValueError(f"--num-seeds is at least 1; got {comparison.num_seeds}; 3 is usual.")
+    if comparison.workers is not None and comparison.workers < 1:
+        raise ValueError(f"--workers is at least 1; got {comparison.workers}.")
+    arms = [parse_arm(text, run) for text in comparison.arms]
+    labels = [arm.label for arm in arms]
+    if len(arms) < 2 or len(set(labels)) < len(labels):
+        raise ValueError(
+            f"--arms takes two or more arms with different names; got {' '.join(labels) or 'none'}"
+            "; name them as name:topology+corrector,setting=value."
+        )
+    for arm in arms:
+        validate(arm.run)
+    return arms
+
+
+def _comparison_folder(run: Run, arms: Sequence[Arm]) -> Path:
+    """A readable folder name that the same comparison finds again."""
+    import hashlib
+
+    # The seed of a run is not part of it: more seeds later join the same comparison.
+    identities = [with_setting(arm.run, "seed", 0).identity + arm.label for arm in arms]
+    digest = hashlib.sha256("/".join(identities).encode()).hexdigest()[:8]
+    names = "-vs-".join(arm.label.partition(",")[0] for arm in arms)
+    return Path("runs") / f"{run.data.dataset}-{run.network.model}-{names}-{digest}"
+
+
+def _load_images(run: Run, console: Console) -> Any:
+    """Reads the data set; decoding or fetching it for the first time shows a bar."""
+    from rich.progress import Progress
+
+    from equipoise.training.build import load_images
+
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(f"reading {run.data.dataset}", total=None, visible=False)
+
+        def show(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total, visible=True)
+
+        return load_images(run.data, show)
+
+
+def _set_threads(threads: int | None) -> None:
+    """Limits torch to so many processor threads."""
+    if threads is None:
+        return
+    if threads < 1:
+        raise ValueError(f"--threads is at least 1; got {threads}.")
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _tensorboard(kind: Any, folder: Path) -> Any:
+    """The TensorBoard writer, or one sentence on how to get it."""
+    try:
+        return kind(folder)
+    except ImportError:
+        raise ImportError(
+            "--tensorboard needs the package tensorboard, which is not installed; "
+            'run `pip install "equipoise[tensorboard]"`, or leave the option out.'
+        ) from None
+
+
+def _show_warning(message: Warning | str, *where: object, **more: object) -> None:
+    """A warning as one line, without the place in the code that only a developer wants."""
+    del where, more
+    Console(stderr=True).print(
+        f"note: {message}", style="yellow", highlight=False, soft_wrap=True, markup=False
+    )
+
+
+def _complain(message: str) -> None:
+    """Prints one sentence on standard error and exits."""
+    Console(stderr=True).print(
+        f"equipoise: {message}", style="red", highlight=False, soft_wrap=True, markup=False
+    )
+    sys.exit(_USAGE)
