@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -17,6 +18,22 @@ from equipoise.reports import (
     group_by_label,
     summarize_arm,
 )
+
+# Heads of the page, shortened so that a table fits into 80 columns.
+_SHORT = {
+    "Epochs (arm / baseline)": "Epochs",
+    "Test accuracy (%)": "Accuracy",
+    "Test accuracy (points)": "Acc. (points)",
+    "At": "At equal",
+    "Seeds": "n",
+    "Pairs": "n",
+    "Training loss": "Train loss",
+    "Passes per epoch": "Passes",
+    "Training FLOPs": "FLOPs",
+    "Training time (s)": "Seconds",
+    "Peak memory (MiB)": "MiB",
+    "Peak device memory (MiB)": "GPU MiB",
+}
 
 
 def print_comparison(folder: Path, console: Console, *, baseline: str | None = None) -> None:
@@ -43,12 +60,35 @@ def print_comparison(folder: Path, console: Console, *, baseline: str | None = N
 
 
 def _print_table(table: Table, console: Console) -> None:
-    """One table and the sentences below it."""
-    drawn = TerminalTable(title=table.title, title_justify="left", title_style="bold")
-    for column in table.columns:
-        drawn.add_column(column, overflow="fold")
+    """One table, narrow enough for a terminal, and the sentences below it."""
+    drawn = TerminalTable(
+        title=table.title,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
+    for column in _joined(table.columns, table.columns):
+        drawn.add_column(_SHORT.get(column, column), no_wrap=True)
     for row in table.rows:
-        drawn.add_row(*row)
+        # A mean, then its spread or interval below it.
+        cells = [cell.replace(" [", "\n[").replace(" \u00b1", "\n\u00b1") for cell in row]
+        cells = [cell.removeprefix("equal ") for cell in cells]
+        drawn.add_row(*_joined(table.columns, cells))
     console.print(drawn)
+    console.print()
     for note in table.notes:
         console.print(f"- {note}", highlight=False, markup=False)
+    if table.notes:
+        console.print()
+
+
+def _joined(columns: Sequence[str], cells: Sequence[str]) -> list[str]:
+    """The cells, with every verdict below the difference that it judges."""
+    joined: list[str] = []
+    for column, cell in zip(columns, cells, strict=True):
+        if column != "Verdict":
+            joined.append(cell)
+        elif cell != column:
+            joined[-1] += f"\n{cell}"
+    return joined
