@@ -30,7 +30,7 @@ def test_commands_of_shell_blocks_have_valid_words(path: Path) -> None:
         for line in code.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if words and words[0] == "equipoise":
-                cli._check(words[1:])
+                cli._check(cli._named(words[1:]))
 
 
 def test_the_readme_has_something_to_run() -> None:

@@ -70,16 +70,25 @@ def convert(flag: str, text: str, kind: Any) -> Any:
         except ValueError:
             what = "a whole number" if kind is int else "a number"
             raise ValueError(f"{flag} takes {what}; got {text!r}") from None
+    if kind is Path and not text:
+        raise ValueError(f"{flag} takes a path; got ''; write . for the folder you are in")
     return Path(text) if kind is Path else text
 
 
-def check_words(words: Sequence[str], kinds: Mapping[str, Any], command: str) -> None:
-    """Refuses the first option that does not exist or has a value of the wrong type.
+def check_words(
+    words: Sequence[str],
+    kinds: Mapping[str, Any],
+    command: str,
+    *,
+    required: Iterable[str] = (),
+) -> None:
+    """Refuses an option that does not exist, has a value of the wrong type, or is missing.
 
     Args:
         words: What follows the name of the command.
         kinds: Types of the options, by name with dashes and without the leading ones.
         command: Name of the command, for the message.
+        required: Names of the options that must be there.
 
     Raises:
         ValueError: One sentence.
@@ -87,12 +96,13 @@ def check_words(words: Sequence[str], kinds: Mapping[str, Any], command: str) ->
     Example:
         >>> check_words(["--epochs", "3"], {"epochs": int}, "train")
     """
+    missing = dict.fromkeys(required)
     position = 0
     while position < len(words):
         word = words[position]
         position += 1
         if not word.startswith("--"):
-            if word in ("-h",):
+            if word == "-h":
                 return
             raise ValueError(
                 f"{word!r} is not an option of `equipoise {command}`; options start with --, "
@@ -100,13 +110,16 @@ def check_words(words: Sequence[str], kinds: Mapping[str, Any], command: str) ->
             )
         name, equals, value = word[2:].partition("=")
         name = name.replace("_", "-")
-        if name == "help":
+        if name == "help" and not equals:
             return
         kind = _kind(name, kinds, command)
         values = [value] if equals else _values(words[position:])
         if not equals:
             position += len(values)
         _check_values(f"--{name}", values, kind)
+        missing.pop(name, None)
+    for name in missing:
+        raise ValueError(f"`equipoise {command}` needs --{name}; see `equipoise {command} --help`")
 
 
 def parse_arm(text: str, base: Run) -> Arm:
@@ -124,13 +137,14 @@ def parse_arm(text: str, base: Run) -> Arm:
         >>> arm.label, arm.run.loop.batch_size
         ('double', 256)
     """
-    name, colon, rest = text.rpartition(":")
-    method, *changes = rest.split(",")
-    topology, _, corrector = method.partition("+")
+    # A colon after the first comma belongs to a value, as in device=cuda:1.
+    head, *changes = text.split(",")
+    name, _, method = head.rpartition(":")
+    topology, plus, corrector = method.partition("+")
     kinds = setting_types()
     where = f"in the arm {text!r}"
     run = base
-    for setting, word in (("topology", topology), ("corrector", corrector or "none")):
+    for setting, word in (("topology", topology), ("corrector", corrector if plus else "none")):
         run = with_setting(run, setting, convert(f"{where} the {setting}", word, kinds[setting]))
     for change in changes:
         setting, equals, word = change.partition("=")
@@ -140,14 +154,18 @@ def parse_arm(text: str, base: Run) -> Arm:
                 f"{where} {change!r} is not setting=value with a setting of `equipoise train`"
                 + nearest(setting, kinds)
             )
+        if setting == "seed":
+            raise ValueError(
+                f"{where} seed cannot be set, since the arms of a comparison share their seeds; "
+                "use --seed and --num-seeds"
+            )
         run = with_setting(run, setting, convert(f"{where} {setting}", word, kinds[setting]))
-    label = name if colon else rest
-    return Arm(label, run)
+    return Arm(name or ",".join([method, *changes]), run)
 
 
 def _first_that_fits(flag: str, text: str, kinds: Sequence[Any]) -> Any:
     """The first member of a union that takes the word."""
-    if text in ("None", "none") and type(None) in kinds:
+    if text == "None" and type(None) in kinds:
         return None
     problem = ValueError()
     for kind in kinds:
@@ -157,14 +175,15 @@ def _first_that_fits(flag: str, text: str, kinds: Sequence[Any]) -> Any:
             return convert(flag, text, kind)
         except ValueError as error:
             problem = error
-    raise problem
+    hint = "; did you mean None?" if type(None) in kinds and text.lower() == "none" else ""
+    raise ValueError(f"{problem}{hint}")
 
 
 def _kind(name: str, kinds: Mapping[str, Any], command: str) -> Any:
     """Type of an option; switches may be negated."""
     if name in kinds:
         return kinds[name]
-    if name.startswith("no-") and name[3:] in kinds:
+    if name.startswith("no-") and kinds.get(name[3:]) is bool:
         return bool
     raise ValueError(
         f"`equipoise {command}` has no option --{name}"
@@ -176,7 +195,7 @@ def _values(words: Sequence[str]) -> list[str]:
     """The words up to the next option."""
     found: list[str] = []
     for word in words:
-        if word.startswith("--"):
+        if word.startswith("--") or word == "-h":
             break
         found.append(word)
     return found

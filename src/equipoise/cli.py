@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -125,7 +125,7 @@ def train(run: tyro.conf.OmitArgPrefixes[Run], output: tyro.conf.OmitArgPrefixes
         soft_wrap=True,
     )
     console.print(
-        f"Saved in {folder}; `equipoise report --runs {folder}` draws it.",
+        f"Saved in {folder}; `equipoise report {folder}` draws it.",
         highlight=False,
         soft_wrap=True,
     )
@@ -168,7 +168,7 @@ def compare(
 
 
 def evaluate(evaluation: tyro.conf.OmitArgPrefixes[Evaluation]) -> int:
-    """Evaluate the network of a run on its test images."""
+    """Evaluate the network of a run on its test images: equipoise evaluate FOLDER."""
     from equipoise.training.stored import evaluate_stored
 
     console = Console()
@@ -185,7 +185,7 @@ def evaluate(evaluation: tyro.conf.OmitArgPrefixes[Evaluation]) -> int:
 
 
 def report(reporting: tyro.conf.OmitArgPrefixes[Reporting]) -> int:
-    """Write one HTML page and PNG pictures about finished or unfinished runs."""
+    """Write an HTML page and a PNG about runs: equipoise report FOLDER."""
     from equipoise.reports import write_report
     from equipoise.showing import print_comparison
 
@@ -213,11 +213,14 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "list": list_everything,
 }
 
+_REQUIRED = {"evaluate": ("run",), "report": ("runs",)}
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command and exits with its status; a user's mistake gets one sentence."""
     words = list(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = _show_warning
+    words = _named(words)
     try:
         _check(words)
         sys.exit(
@@ -229,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 args=words,
             )
         )
-    except (ValueError, FileNotFoundError, RuntimeError, ImportError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         if os.environ.get("EQUIPOISE_TRACEBACK"):
             raise
         _complain(str(error))
@@ -252,7 +255,26 @@ def _check(words: Sequence[str]) -> None:
             f"{command!r} is not a command; equipoise has {', '.join(_COMMANDS)}"
             + nearest(command, _COMMANDS)
         )
-    check_words(words[1:], _options(command), command)
+    check_words(words[1:], _options(command), command, required=_REQUIRED.get(command, ()))
+
+
+def _named(words: list[str]) -> list[str]:
+    """`equipoise report FOLDER` means `equipoise report --runs FOLDER`."""
+    folder = {"evaluate": "--run", "report": "--runs"}.get(words[0]) if words else None
+    if folder is None or len(words) < 2 or words[1].startswith("-"):
+        return words
+    return [words[0], folder, *words[1:]]
+
+
+def _required(command: str) -> list[str]:
+    """Names of the options of a command that have no default."""
+    kinds = [k for k in get_type_hints(_COMMANDS[command]).values() if is_dataclass(k)]
+    return [
+        field.name.replace("_", "-")
+        for kind in kinds
+        for field in fields(kind)
+        if field.default is MISSING and field.default_factory is MISSING
+    ]
 
 
 def _options(command: str) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def _table(*columns: str) -> Table:
     """A plain table."""
     table = Table(box=None, padding=(0, 2), title_justify="left")
     for column in columns:
-        table.add_column(column, no_wrap=column.startswith("--"))
+        table.add_column(column, no_wrap=column.startswith("--"), overflow="fold")
     return table
 
 

@@ -141,14 +141,14 @@ def read_records(path: Path) -> list[EpochRecord]:
         return []
     names = {field.name for field in fields(EpochRecord)}
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             row = json.loads(line)
             records.append(EpochRecord(**{name: row[name] for name in names}))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:  # not JSON, or not even text
             raise ValueError(
                 f"{path}, line {number}, is not a record of format {FORMAT} ({error}); "
-                "run the training again or delete the line."
+                "put the file back, or train the run again with --overwrite."
             ) from error
     return records
 
@@ -165,8 +165,10 @@ def read_run(folder: Path) -> RunRecords:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         label_and_seed = (manifest["label"], manifest["seed"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); run the training again.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error!r}); train the run again with --overwrite."
+        ) from error
     assert label_and_seed is not None
     return RunRecords(folder, manifest, read_records(folder / RECORDS))
 

@@ -163,7 +163,7 @@ class LoopSettings:
     compile: bool = False
     """Compile the model with torch.compile; the first steps then take minutes."""
     deterministic: bool = True
-    """Refuse operations whose results differ from run to run."""
+    """Prefer operations whose results are the same in every run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +213,12 @@ def as_plain(run: Run) -> dict[str, Any]:
     plain = asdict(run)
     del plain["data"]["data_dir"], plain["data"]["download"]
     plain["optimization"]["milestones"] = list(run.optimization.milestones)
+    kinds = setting_types()
+    for settings in plain.values():
+        # A rate of 1 is one of 1.0; only where both types are taken do they mean two things.
+        for name, value in settings.items():
+            if isinstance(value, int) and kinds[name] in (float, float | None):
+                settings[name] = float(value)
     return plain
 
 
@@ -299,7 +305,7 @@ def _ranges(run: Run) -> list[tuple[str, float | None, float, float, str]]:
         ("sparsity", sparse.sparsity, 0, 1, "[)"),
         ("interval", sparse.interval, 0, inf, "()"),
         ("stop", sparse.stop, 0, inf, "()"),
-        ("prune_fraction", sparse.prune_fraction, 0, 1, "[]"),
+        ("prune_fraction", sparse.prune_fraction, 0, 1, "(]"),
         ("scaling", correction.scaling, 0, inf, "[)"),
         ("smoothing", correction.smoothing, 0, 1, "(]"),
         ("coefficient", correction.coefficient, -inf, inf, "()"),
@@ -324,8 +330,11 @@ def _range_sentence(name: str, got: float, low: float, high: float, closed: str)
     if name == "sparsity" and 1.0 <= got <= 100.0:
         hint = f"for {got:g} % write {got / 100:g}" if got < 100.0 else "0.99 keeps 1 %"
         return f"{flag} is the fraction of weights removed, in [0, 1); got {got:g}; {hint}."
-    if high == float("inf"):
+    if low == -high:
+        bound = "a finite number"
+    elif high == float("inf"):
         bound = f"at least {low:g}" if "[" in closed else f"above {low:g}"
+        bound += "" if abs(got) < high else " and finite"
     else:
-        bound = f"in {closed[0]}{low:g}, {high:g}{closed[1]}"
-    return f"{flag} must be {bound}; got {got:g}; see `equipoise train --help`."
+        bound = f"in {closed[0]}{low:g}, {high:.10g}{closed[1]}"
+    return f"{flag} must be {bound}; got {got:.10g}; see `equipoise train --help`."

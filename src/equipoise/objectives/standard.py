@@ -41,7 +41,7 @@ class Standard:
     Example:
         >>> import torch
         >>> batch = Batch(torch.zeros(2, 4), torch.tensor([0, 1]), torch.arange(2))
-        >>> round(float(Standard().loss(nn.Linear(4, 10, bias=False), batch)), 4)
+        >>> round(Standard().loss(nn.Linear(4, 10, bias=False), batch).item(), 4)
         2.3026
     """
 

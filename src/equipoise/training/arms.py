@@ -1,0 +1,294 @@
+"""Trains the arms of a comparison, one after another or side by side in processes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import queue as queues
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from equipoise.arguments import Arm
+from equipoise.data import Batch
+from equipoise.records import COMPARISON, FORMAT, EpochRecord, write_atomically
+from equipoise.settings import Run, with_setting
+from equipoise.training.loop import TENSORBOARD, train
+from equipoise.training.observers import Observer, TensorBoard, shown_loss
+from equipoise.training.session import Session, makes_refresh_passes
+from equipoise.training.signals import StopFlag
+
+_POLL_SECONDS = 0.2
+_FLAG = StopFlag()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run of a comparison and where it goes."""
+
+    label: str
+    run: Run
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """Unique among the jobs of a comparison."""
+        return f"{self.label}, seed {self.run.loop.seed}"
+
+
+class News(NamedTuple):
+    """What a run tells about itself: how far it is, in [0, 1], and how it goes."""
+
+    name: str
+    done: float
+    state: str
+
+
+def plan(arms: Sequence[Arm], seeds: Sequence[int], folder: Path) -> list[Job]:
+    """All jobs, seed by seed, so that pairs are complete as early as possible.
+
+    Raises:
+        ValueError: Two arms would share a folder.
+    """
+    folders = [_folder_name(arm.label) for arm in arms]
+    shared = [arm.label for arm, name in zip(arms, folders, strict=True) if folders.count(name) > 1]
+    if shared:
+        raise ValueError(
+            f"the arms {' and '.join(shared)} would share one folder, since their names differ in "
+            "signs only that a folder cannot have; give them names as in name:topology."
+        )
+    return [
+        Job(
+            label=arm.label,
+            run=with_setting(arm.run, "seed", seed),
+            folder=folder / _folder_name(arm.label) / f"seed{seed}",
+        )
+        for seed in seeds
+        for arm in arms
+    ]
+
+
+def write_plan(jobs: Sequence[Job], folder: Path, baseline: str) -> None:
+    """Writes which runs the comparison consists of, before they start."""
+    content = {
+        "format": FORMAT,
+        "baseline": baseline,
+        "arms": list(dict.fromkeys(job.label for job in jobs)),
+        "seeds": sorted({job.run.loop.seed for job in jobs}),
+        "runs": [str(job.folder.relative_to(folder)) for job in jobs],
+    }
+    write_atomically(folder / COMPARISON, json.dumps(content, indent=2) + "\n")
+
+
+def default_workers(jobs: Sequence[Job]) -> int:
+    """One process a core on CPU; one in all on an accelerator."""
+    on_cpu = all(job.run.loop.device == "cpu" for job in jobs) or not torch.cuda.is_available()
+    return min(len(jobs), os.cpu_count() or 1) if on_cpu else 1
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    console: Console,
+    *,
+    workers: int,
+    overwrite: bool = False,
+    tensorboard: bool = False,
+) -> bool:
+    """Trains all jobs with progress on `console`; whether all are finished.
+
+    What is finished already is not trained again; an interrupt saves every run in progress.
+
+    Args:
+        jobs: From `plan`.
+        console: Where to show progress.
+        workers: Processes, at least 1; each gets its share of the processor's threads.
+        overwrite: Start every run again.
+        tensorboard: Write event files too.
+
+    Raises:
+        ValueError: A setting is wrong, or a folder holds another run.
+        FileNotFoundError: The data are not on this machine.
+        RuntimeError: A process died.
+    """
+    board = _Board(console, jobs)
+    threads = max(1, torch.get_num_threads() // workers)
+    context = multiprocessing.get_context("spawn")
+    with board, context.Manager() as manager:
+        news = manager.Queue()
+        with ProcessPoolExecutor(workers, context, _prepare, (threads,)) as pool:
+            futures = [pool.submit(_work, job, news, overwrite, tensorboard) for job in jobs]
+            try:
+                board.follow(news, futures)
+            except KeyboardInterrupt:
+                for future in futures:
+                    future.cancel()
+                console.print("stopping after the current steps; everything is saved ...")
+                board.follow(news, [f for f in futures if not f.cancelled()])
+                return False
+            except BrokenProcessPool as error:
+                raise RuntimeError(
+                    "a training process died, perhaps for want of memory; what was saved is kept, "
+                    "so run the same command again with --workers 1."
+                ) from error
+            return all(future.result() for future in futures)
+
+
+def _prepare(threads: int) -> None:
+    """Sets up a worker process."""
+    torch.set_num_threads(threads)
+    _FLAG.install()
+
+
+def _work(job: Job, news: Any, overwrite: bool, tensorboard: bool) -> bool:  # noqa: FBT001
+    """Trains one job in a worker process."""
+    observers: list[Observer] = [_Sender(job.name, news)]
+    if tensorboard:
+        observers.append(TensorBoard(job.folder / TENSORBOARD))
+    outcome = train(
+        job.run,
+        job.folder,
+        label=job.label,
+        observers=tuple(observers),
+        should_stop=_FLAG,
+        overwrite=overwrite,
+    )
+    if outcome.finished:
+        news.put(News(job.name, 1.0, _summary(outcome.records[-1])))
+    return outcome.finished
+
+
+class _Sender:
+    """An observer that sends news to the process that shows them."""
+
+    def __init__(self, name: str, news: Any) -> None:
+        self._name = name
+        self._news = news
+        self._accuracy = "  -  "
+        self._refresh = 0
+        self._sent = -1.0
+
+    def start(self, session: Session) -> None:
+        self._send(session, force=True)
+
+    def refreshed(self, session: Session, batch: Batch) -> None:
+        self._refresh += batch.size
+        self._send(session)
+
+    def stepped(self, session: Session, samples: int) -> None:
+        del samples
+        self._send(session)
+
+    def recorded(self, session: Session, record: EpochRecord) -> None:
+        self._accuracy = f"{100 * record.test_accuracy:5.2f}"
+        self._refresh = 0
+        self._send(session, force=True)
+
+    def stop(self) -> None:
+        """Nothing to close."""
+
+    def _send(self, session: Session, *, force: bool = False) -> None:
+        """Sends the state at every half per cent of progress."""
+        size = session.loader.num_samples
+        sweeps = 2 if makes_refresh_passes(session) else 1
+        seen = min(size, session.batch * session.loader.batch_size)
+        refresh = size if seen and sweeps == 2 else self._refresh
+        done = (session.epoch + (seen + refresh) / (sweeps * size)) / session.run.loop.epochs
+        done = min(done, 0.999)  # 1 is said once, when the weights are stored
+        if not force and done - self._sent < 0.005:
+            return
+        self._sent = done
+        state = (
+            f"epoch {min(session.epoch + 1, session.run.loop.epochs)}"
+            f"/{session.run.loop.epochs}  loss {shown_loss(session)}  acc {self._accuracy} %"
+            f"  c {session.corrector.coefficient_value:.3f}"
+        )
+        self._news.put(News(self._name, done, state))
+
+
+class _Board:
+    """One bar for all, and one for every run in progress."""
+
+    def __init__(self, console: Console, jobs: Sequence[Job]) -> None:
+        self._console = console
+        self._done = dict.fromkeys((job.name for job in jobs), 0.0)
+        self._tasks: dict[str, TaskID] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._all = self._progress.add_task(f"{len(jobs)} runs", total=1.0, state="", left="")
+
+    def __enter__(self) -> _Board:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def follow(self, news: Any, futures: Sequence[Future[bool]]) -> None:
+        """Shows news until all futures are done; raises what a run raised."""
+        while not all(future.done() for future in futures):
+            try:
+                self._show(news.get(timeout=_POLL_SECONDS))
+            except queues.Empty:
+                failed = next((f for f in futures if f.done() and f.exception()), None)
+                if failed is not None:
+                    for future in futures:
+                        future.cancel()
+                    failed.result()
+        while not news.empty():
+            self._show(news.get())
+        for future in futures:
+            if not future.cancelled():
+                future.result()
+
+    def _show(self, item: News) -> None:
+        """Moves the bars; prints a line at the end of a run."""
+        self._done[item.name] = item.done
+        overall = sum(self._done.values()) / len(self._done)
+        finished = sum(done >= 1.0 for done in self._done.values())
+        task = self._progress.tasks[0]
+        left = ""
+        if overall > 0.0 and task.elapsed:
+            seconds = task.elapsed * (1.0 - overall) / overall
+            left = f"{int(seconds // 60)}:{int(seconds % 60):02d} left"
+        self._progress.update(self._all, completed=overall, state=f"{finished} finished", left=left)
+        if item.done >= 1.0:
+            if item.name in self._tasks:
+                self._progress.update(self._tasks.pop(item.name), visible=False)
+            self._console.print(f"{item.name}: {item.state}", highlight=False, soft_wrap=True)
+            return
+        if item.name not in self._tasks:
+            self._tasks[item.name] = self._progress.add_task(
+                f"  {item.name}", total=1.0, state="", left=""
+            )
+        self._progress.update(self._tasks[item.name], completed=item.done, state=item.state)
+
+
+def _summary(record: EpochRecord) -> str:
+    """How a finished run ended."""
+    return (
+        f"test accuracy {100 * record.test_accuracy:.2f} %, train loss {record.train_loss:.4f}, "
+        f"{record.data_passes:.1f} passes, {record.training_seconds:.1f} s"
+    )
+
+
+def _folder_name(label: str) -> str:
+    """A label as a folder: readable, and never a path of its own."""
+    kept = "".join(c if c.isalnum() or c in "+-_.=" else "_" for c in label)
+    return kept.lstrip(".") or "arm"

@@ -1,0 +1,278 @@
+"""One run in progress: its parts, where it stands, and one step of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from equipoise.correction import GradientCorrector, LossCovariance
+from equipoise.data import Batch, Dataset
+from equipoise.data.folder import FolderDataset
+from equipoise.objectives import Standard
+from equipoise.records import EpochRecord
+from equipoise.settings import Run, validate
+from equipoise.training import build
+from equipoise.training.evaluate import Score, evaluate
+from equipoise.training.flops import Flops, count_flops
+from equipoise.training.meter import Meter
+from equipoise.training.optimizers import build_optimizer, rate_factor
+
+_STATEFUL = ("model", "optimizer", "corrector", "topology", "scaler", "meter")
+
+
+class Session:
+    """Everything that a run is made of and everything that changes while it trains.
+
+    Two sessions of the same settings start from the same weights, masks and data order, and those
+    three depend on the seed and not on the corrector, so arms of a pair share them. The state
+    holds all that is needed to continue bit for bit, in the middle of an epoch too.
+
+    Args:
+        run: The settings; checked here.
+        dataset: The images; default: read as the settings say.
+
+    Raises:
+        ValueError: A setting is out of range or does not fit the data.
+        FileNotFoundError: The data are not on this machine.
+    """
+
+    def __init__(self, run: Run, dataset: Dataset | FolderDataset | None = None) -> None:
+        validate(run)
+        self.run = run
+        self.device = build.resolve_device(run.loop.device)
+        loaded = build.load_images(run.data) if dataset is None else dataset
+        self.images = build.select_images(loaded, run.data)
+        self.loader = build.train_loader(self.images.train, run, self.device)
+        self.meter = Meter(self.device)
+        self.objective = Standard(label_smoothing=run.optimization.label_smoothing)
+        self.model = build.build_model(run, self.images.train, self.device)
+        self.topology = build.build_topology(self.model, run, self.total_steps, self.meter)
+        self.flops = self._count_flops()
+        if run.loop.compile:
+            # Only now: what the compiler meets while operations are counted it never compiles.
+            self.model.compile()
+        self.corrector = build.build_corrector(
+            self.model, self.objective, run, self.device, self.meter
+        )
+        self.optimizer = build_optimizer(self._trainable(), run.optimization)
+        if self.topology.masks:
+            self.topology.attach(self.optimizer)
+        self.scaler = build.build_scaler(run.loop, self.device)
+        self.epoch = 0
+        self.batch = 0
+        self.step = 0
+        self._loss_sum: Tensor = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._seen = 0
+        torch.manual_seed(build.stream_seed(run.loop.seed, "training"))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one epoch."""
+        return -(-len(self.loader) // self.run.loop.accumulate)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps in the whole training."""
+        return self.steps_per_epoch * self.run.loop.epochs
+
+    @property
+    def refresh_is_due(self) -> bool:
+        """Whether the coming epoch starts with a new snapshot."""
+        return self.batch == 0 and self.epoch % self.run.correction.refresh_every == 0
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean training loss of the current epoch so far; not a number before its first step."""
+        return float(self._loss_sum) / self._seen if self._seen else math.nan
+
+    def batches(self) -> Iterator[list[Batch]]:
+        """What is left of the current epoch, in groups that make one optimizer step."""
+        drawn = self._timed(self.loader.epoch(self.epoch, start=self.batch))
+        group: list[Batch] = []
+        for batch in drawn:
+            group.append(batch)
+            if len(group) == self.run.loop.accumulate:
+                yield group
+                group = []
+        if group:
+            yield group
+
+    def refresh_batches(self) -> Iterator[Batch]:
+        """The batches of a refresh, prepared: those of the coming epoch, or another draw."""
+        fresh = self.run.correction.refresh_draw == "fresh"
+        # Draws of the training passes are the epoch numbers, so these are never among them.
+        draw = self.run.loop.epochs + self.epoch if fresh and not self.run.data.locked else None
+        stream = "refresh" if fresh else "train"
+        for batch in self._timed(self.loader.epoch(self.epoch, stream=stream, draw=draw)):
+            yield self.objective.prepare(self.model, batch)
+
+    def refresh(self, batches: Iterable[Batch]) -> None:
+        """Takes the snapshot; what that costs is up to the corrector."""
+        self.model.train()
+        with self.meter("refresh"):
+            self.corrector.refresh(batches, scale=self.scaler.get_scale())
+
+    def train_step(self, group: list[Batch]) -> None:
+        """Data, objective, gradient, correction, optimizer; the topology follows by its hook."""
+        self.model.train()
+        self._set_learning_rate()
+        self.optimizer.zero_grad()
+        total = sum(batch.size for batch in group)
+        for batch in group:
+            prepared = self.objective.prepare(self.model, batch)
+            share = batch.size / total
+            loss = self.corrector.backward(prepared, scale=self.scaler.get_scale() * share)
+            self._loss_sum += loss.double() * batch.size
+        with self.meter("optimizer"):
+            if self.run.optimization.clip_norm is not None:
+                self.scaler.unscale_(self.optimizer)
+                torch.nn.utils.clip_grad_norm_(self._trainable(), self.run.optimization.clip_norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self._seen += total
+        self.batch += len(group)
+        self.step += 1
+
+    def finish_epoch(self) -> EpochRecord:
+        """Evaluates, writes up the epoch and moves on to the next."""
+        with self.meter("evaluation"):
+            images = self.images
+            test = self._score(images.test)
+            validation = None if images.validation is None else self._score(images.validation)
+        record = self._record(test, validation)
+        self.epoch += 1
+        self.batch = 0
+        self._loss_sum.zero_()
+        self._seen = 0
+        return record
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes, as plain dictionaries; tensors are the live ones."""
+        parts = {name: getattr(self, name).state_dict() for name in _STATEFUL}
+        random = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.device)
+        position = {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "step": self.step,
+            "loss_sum": float(self._loss_sum),
+            "seen": self._seen,
+        }
+        return {**parts, "random": random, "position": position}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`.
+
+        Raises:
+            ValueError: The state belongs to other settings.
+        """
+        try:
+            for name in _STATEFUL:
+                getattr(self, name).load_state_dict(state[name])
+            position = state["position"]
+            self.epoch, self.batch = int(position["epoch"]), int(position["batch"])
+            self.step, self._seen = int(position["step"]), int(position["seen"])
+            self._loss_sum.fill_(float(position["loss_sum"]))
+            torch.set_rng_state(state["random"]["cpu"])
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
+        except (KeyError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"the checkpoint does not fit this run ({reason}); "
+                "resume it with the settings that it was started with."
+            ) from error
+
+    def _trainable(self) -> list[torch.nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches, with the time to draw them on the meter."""
+        while True:
+            with self.meter("data"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    def _set_learning_rate(self) -> None:
+        """Sets the rate of the coming step; a function of the step, so nothing to resume."""
+        settings = self.run.optimization
+        rate = settings.learning_rate * rate_factor(self.step, self.total_steps, settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def _score(self, images: build.Images) -> Score:
+        """Evaluates in the precision of the run."""
+        loader = build.test_loader(images, self.run, self.device)
+        with build.autocast(self.run.loop, self.device):
+            return evaluate(self.model, loader.epoch(0))
+
+    def _count_flops(self) -> Flops:
+        """Operations of one sample under the planned densities."""
+        example = next(build.test_loader(self.images.test, self.run, self.device).epoch(0)).x[:1]
+        masks = self.topology.masks
+        densities = {name: self.topology.plan[name] / mask.numel() for name, mask in masks.items()}
+        return count_flops(self.model, example, densities)
+
+    def _growth_samples(self) -> float:
+        """Samples whose dense gradient a rewiring needed."""
+        rewiring = self.topology.rewiring
+        if rewiring is None or self.run.sparse.topology not in ("rigl", "rigl_itop"):
+            return 0.0
+        per_step = self.loader.batch_size * self.run.loop.accumulate
+        return float(self.topology.num_rewirings * per_step)
+
+    def _record(self, test: Score, validation: Score | None) -> EpochRecord:
+        meter, topology = self.meter, self.topology
+        coefficient = getattr(self.corrector, "coefficient", None)
+        adaptive = coefficient if isinstance(coefficient, LossCovariance) else None
+        known = ("new_gradient", "old_gradient", "refresh", "optimizer", "topology", "data")
+        training_seconds = meter.training_seconds
+        return EpochRecord(
+            epoch=self.epoch + 1,
+            step=self.step,
+            learning_rate=float(self.optimizer.param_groups[0]["lr"]),
+            train_loss=self.mean_loss,
+            validation_loss=None if validation is None else validation.loss,
+            validation_accuracy=None if validation is None else validation.accuracy,
+            test_loss=test.loss,
+            test_accuracy=test.accuracy,
+            sparsity=topology.sparsity,
+            active_weights=topology.num_active,
+            exploration_rate=topology.exploration_rate,
+            rewirings=topology.num_rewirings,
+            coefficient=self.corrector.coefficient_value,
+            coefficient_estimate=None if adaptive is None else adaptive.estimate,
+            loss_correlation=None if adaptive is None else adaptive.correlation,
+            data_passes=meter.data_passes(self.loader.num_samples),
+            forward_samples=meter.forward_samples,
+            backward_samples=meter.backward_samples,
+            training_flops=self.flops.training(
+                forward_samples=meter.forward_samples,
+                backward_samples=meter.backward_samples,
+                growth_samples=self._growth_samples(),
+            ),
+            training_seconds=training_seconds,
+            new_gradient_seconds=meter.seconds("new_gradient"),
+            old_gradient_seconds=meter.seconds("old_gradient"),
+            refresh_seconds=meter.seconds("refresh"),
+            optimizer_seconds=meter.seconds("optimizer"),
+            topology_seconds=meter.seconds("topology"),
+            data_seconds=meter.seconds("data"),
+            other_seconds=training_seconds - sum(meter.seconds(part) for part in known),
+            evaluation_seconds=meter.seconds("evaluation"),
+            peak_memory_bytes=meter.peak_memory_bytes(),
+            peak_device_memory_bytes=meter.peak_device_memory_bytes(),
+        )
+
+
+def makes_refresh_passes(session: Session) -> bool:
+    """Whether a refresh of this session goes over the data, for those who show progress."""
+    corrector = session.corrector
+    return isinstance(corrector, GradientCorrector) and not corrector.coefficient.idle
