@@ -131,6 +131,8 @@ def value_and_gradient_at(
         if value.requires_grad and leaves:
             scaled = value if scale == 1.0 else value * scale
             gradients = torch.autograd.grad(scaled, list(leaves.values()), allow_unused=True)
+    # An autocast around this call would keep its casts of these leaves, never to be used again.
+    torch.clear_autocast_cache()
     named = zip(leaves, gradients, strict=True)
     found = {name: gradient for name, gradient in named if gradient is not None}
     # A loss of another model has a gradient too, but not with respect to this one.

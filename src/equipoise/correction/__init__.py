@@ -6,6 +6,6 @@ from equipoise.correction.coefficients import Constant as Constant
 from equipoise.correction.coefficients import LinearDecay as LinearDecay
 from equipoise.correction.coefficients import LossCovariance as LossCovariance
 from equipoise.correction.coefficients import loss_regression as loss_regression
-from equipoise.correction.correctors import Corrector as Corrector
 from equipoise.correction.correctors import GradientCorrector as GradientCorrector
-from equipoise.correction.correctors import NoCorrection as NoCorrection
+from equipoise.correction.plain import Corrector as Corrector
+from equipoise.correction.plain import NoCorrection as NoCorrection

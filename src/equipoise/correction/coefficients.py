@@ -169,7 +169,7 @@ class LinearDecay:
 
     .. math:: c_k = c_0 \,\Bigl(1 - \frac{k}{K - 1}\Bigr),\qquad k = 0, \dots, K - 1
 
-    Constant between two refreshes, as in alpha-SVRG.
+    Constant between two refreshes, as in alpha-SVRG. With one refresh it stays at `start`.
 
     Args:
         start: Coefficient after the first refresh, finite.

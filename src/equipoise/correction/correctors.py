@@ -1,23 +1,22 @@
-"""Correctors: they write a corrected gradient where `loss.backward()` writes a plain one."""
+"""The corrector: it writes a corrected gradient where `loss.backward()` writes a plain one."""
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sized
 from functools import partial
-from typing import Any, Generic, Protocol
+from typing import Any, Generic
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import TypeVar
 
 from equipoise.correction.batches import num_samples
 from equipoise.correction.coefficients import Coefficient, LossCovariance
+from equipoise.correction.gradients import add_weighted, all_finite, next_weight
+from equipoise.correction.plain import AnyBatch, accumulate
 from equipoise.measure import Measure, unmeasured
 from equipoise.points import (
     Named,
-    checked,
     device_of,
     preserved,
     random_state,
@@ -29,93 +28,6 @@ from equipoise.points import (
 
 FORMAT = 1
 _STEPS_BEFORE_REMINDER = 1000
-
-AnyBatch = TypeVar("AnyBatch", default=Any)
-Contra = TypeVar("Contra", contravariant=True)
-
-
-class Corrector(Protocol[Contra]):
-    """What a training loop asks of a corrector."""
-
-    @property
-    def coefficient_value(self) -> float:
-        """Weight of the old gradient at the next step."""
-        ...  # pragma: no cover
-
-    def refresh(
-        self,
-        batches: Iterable[Contra],
-        *,
-        weights: Iterable[float] | None = None,
-        scale: float = 1.0,
-    ) -> None:
-        """Takes a new snapshot and the full gradient over `batches`."""
-        ...  # pragma: no cover
-
-    def backward(self, batch: Contra, *, scale: float = 1.0) -> Tensor:
-        """Accumulates the gradient of one batch into ``p.grad``."""
-        ...  # pragma: no cover
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs."""
-        ...  # pragma: no cover
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        ...  # pragma: no cover
-
-
-class NoCorrection(Generic[AnyBatch]):
-    """Plain back-propagation behind the corrector's interface.
-
-    Args:
-        model: The model that `loss_fn` evaluates.
-        loss_fn: Takes one batch and returns its mean loss, a scalar; closes over `model`.
-        measure: Told about every pass.
-
-    Example:
-        >>> model = torch.nn.Linear(2, 1)
-        >>> corrector = NoCorrection(model, lambda x: model(x).square().mean())
-        >>> corrector.backward(torch.ones(4, 2)).shape
-        torch.Size([])
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        loss_fn: Callable[[AnyBatch], Tensor],
-        *,
-        measure: Measure = unmeasured,
-    ) -> None:
-        self.model = model
-        self.loss_fn = loss_fn
-        self._measure = measure
-
-    @property
-    def coefficient_value(self) -> float:
-        """Always 0."""
-        return 0.0
-
-    def refresh(
-        self,
-        batches: Iterable[AnyBatch],
-        *,
-        weights: Iterable[float] | None = None,
-        scale: float = 1.0,
-    ) -> None:
-        """Does nothing; `batches` is not iterated."""
-
-    def backward(self, batch: AnyBatch, *, scale: float = 1.0) -> Tensor:
-        """The same as ``loss_fn(batch).backward()``; see `GradientCorrector.backward`."""
-        with self._measure("new_gradient", samples=num_samples(batch), forwards=1, backwards=1):
-            return _accumulate(partial(self.loss_fn, batch), scale)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Empty: there is no state."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Does nothing."""
 
 
 class GradientCorrector(Generic[AnyBatch]):
@@ -135,6 +47,12 @@ class GradientCorrector(Generic[AnyBatch]):
     plain one. Forward hooks on modules fire in the extra passes too.
 
     Memory between steps: the snapshot and the full gradient, twice the trainable parameters.
+
+    What the correction takes for granted between two refreshes: buffers that the forward pass
+    reads and parameters without ``requires_grad`` stay as they are (BatchNorm in training mode
+    reads none). Random numbers are replayed for torch's global generators only. With a
+    `torch.amp.GradScaler`, call ``scaler.scale(torch.ones(()))`` once, since this corrector scales
+    the loss itself, and pass ``scale=scaler.get_scale()`` to both methods.
 
     Args:
         model: The model that `loss_fn` evaluates; on one device.
@@ -279,7 +197,7 @@ class GradientCorrector(Generic[AnyBatch]):
         coefficient = self.coefficient_value
         state = random_state(device_of(self.model)) if coefficient != 0.0 else None
         with self._measure("new_gradient", samples=samples, forwards=1, backwards=1):
-            value = _accumulate(loss, scale)
+            value = accumulate(loss, scale)
         if state is not None:
             with self._measure("old_gradient", samples=samples, forwards=1, backwards=1):
                 with replayed(state):
@@ -365,12 +283,12 @@ class GradientCorrector(Generic[AnyBatch]):
         device = device_of(self.model)
         for batch in batches:
             samples = self._batch_size(batch)
-            sizes.append(samples if given is None else _next_weight(given, len(sizes)))
+            sizes.append(samples if given is None else next_weight(given, len(sizes)))
             loss = partial(self.loss_fn, batch)
             state = random_state(device)
             with self._measure("refresh", samples=samples, forwards=1, backwards=1):
                 value, gradient = value_and_gradient_at(self.model, point, loss, scale=scale)
-                _add(total, gradient, sizes[-1] / scale)
+                add_weighted(total, gradient, sizes[-1] / scale)
             current.append(value)
             if compares:
                 with (
@@ -393,7 +311,7 @@ class GradientCorrector(Generic[AnyBatch]):
             pairs = torch.stack(current), torch.stack(previous)
             self.coefficient.observe(*pairs, torch.tensor(sizes, dtype=torch.float64))
         full = {name: tensor.div_(sum(sizes)) for name, tensor in total.items()}
-        if not _all_finite(full.values()):
+        if not all_finite(full.values()):
             warnings.warn(
                 "the full gradient is not finite, so gradients stay uncorrected until the next "
                 "refresh; lower the loss scale or the learning rate if this repeats.",
@@ -406,7 +324,11 @@ class GradientCorrector(Generic[AnyBatch]):
     @torch.no_grad()
     def _add_correction(self, old: Named, coefficient: float, scale: float) -> None:
         """Adds ``coefficient * (scale * full_gradient - old)`` to every ``p.grad``."""
-        if not _all_finite(old.values()):
+        if not all_finite(old.values()):
+            # Where the new gradient is not finite either, a gradient scaler skips the step.
+            new = (p.grad for p in self.model.parameters() if p.grad is not None)
+            if not all_finite(new):
+                return
             warnings.warn(
                 "an old gradient is not finite, so this step stays uncorrected; "
                 "lower the loss scale or refresh more often if this repeats.",
@@ -434,41 +356,3 @@ class GradientCorrector(Generic[AnyBatch]):
                 UserWarning,
                 stacklevel=3,
             )
-
-
-def _accumulate(loss: Callable[[], Tensor], scale: float) -> Tensor:
-    """Back-propagates ``scale * loss()`` into ``p.grad``; returns the detached, unscaled loss."""
-    value = checked(loss())
-    if not value.requires_grad:
-        raise ValueError(
-            "loss_fn returned a loss without a gradient, expected one that depends on trainable "
-            "parameters of the model; check for torch.no_grad(), detach() or a frozen model."
-        )
-    (value if scale == 1.0 else value * scale).backward()
-    return value.detach()
-
-
-def _add(total: Named, gradient: Named, weight: float) -> None:
-    """Adds a weighted gradient to a running sum that is at least single precision."""
-    for name, tensor in gradient.items():
-        if name not in total:
-            wide = torch.promote_types(tensor.dtype, torch.float32)
-            total[name] = torch.zeros_like(tensor, dtype=wide)
-        total[name].add_(tensor, alpha=weight)
-
-
-def _next_weight(weights: Any, position: int) -> float:
-    """The next weight of a refresh, which must be there, positive and finite."""
-    weight = next(weights, None)
-    if weight is None or not 0.0 < weight < math.inf:
-        raise ValueError(
-            f"weights gives {weight} for batch {position}, expected a positive, finite number for "
-            "every batch; leave weights out to weigh batches by their size."
-        )
-    return float(weight)
-
-
-def _all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no tensor holds NaN or infinity; one synchronisation for all of them."""
-    norms = [torch.linalg.vector_norm(t, ord=torch.inf) for t in tensors if t.numel() > 0]
-    return not norms or bool(torch.isfinite(torch.stack([n.float() for n in norms])).all())
