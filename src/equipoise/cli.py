@@ -114,7 +114,7 @@ def train(run: tyro.conf.OmitArgPrefixes[Run], output: tyro.conf.OmitArgPrefixes
         overwrite=output.overwrite,
     )
     if not outcome.finished:
-        console.print(f"Stopped and saved in {folder}; run the same command again to go on.")
+        _say_stopped(console, folder, overwrite=output.overwrite)
         return _STOPPED
     last = outcome.records[-1]
     console.print(
@@ -162,7 +162,7 @@ def compare(
         tensorboard=comparison.tensorboard,
     )
     if not finished:
-        console.print(f"Stopped and saved in {folder}; run the same command again to go on.")
+        _say_stopped(console, folder, overwrite=comparison.overwrite)
         return _STOPPED
     return report(Reporting(runs=folder))
 
@@ -213,14 +213,12 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "list": list_everything,
 }
 
-_REQUIRED = {"evaluate": ("run",), "report": ("runs",)}
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command and exits with its status; a user's mistake gets one sentence."""
     words = list(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = _show_warning
-    words = _named(words)
+    words = _named(words) or ["--help"]
     try:
         _check(words)
         sys.exit(
@@ -237,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         _complain(str(error))
     except KeyboardInterrupt:
-        _complain("interrupted")
+        _complain("interrupted; run the same command again", status=_STOPPED)
 
 
 def _check(words: Sequence[str]) -> None:
@@ -255,7 +253,7 @@ def _check(words: Sequence[str]) -> None:
             f"{command!r} is not a command; equipoise has {', '.join(_COMMANDS)}"
             + nearest(command, _COMMANDS)
         )
-    check_words(words[1:], _options(command), command, required=_REQUIRED.get(command, ()))
+    check_words(words[1:], _options(command), command, required=_required(command))
 
 
 def _named(words: list[str]) -> list[str]:
@@ -343,6 +341,16 @@ def _set_threads(threads: int | None) -> None:
     torch.set_num_threads(threads)
 
 
+def _say_stopped(console: Console, folder: Path, *, overwrite: bool) -> None:
+    """How to go on after a stop."""
+    command = "the same command, without --overwrite," if overwrite else "the same command"
+    console.print(
+        f"Stopped and saved in {folder}; run {command} again to go on.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 def _tensorboard(kind: Any, folder: Path) -> Any:
     """The TensorBoard writer, or one sentence on how to get it."""
     try:
@@ -362,9 +370,9 @@ def _show_warning(message: Warning | str, *where: object, **more: object) -> Non
     )
 
 
-def _complain(message: str) -> None:
+def _complain(message: str, *, status: int = _USAGE) -> None:
     """Prints one sentence on standard error and exits."""
     Console(stderr=True).print(
         f"equipoise: {message}", style="red", highlight=False, soft_wrap=True, markup=False
     )
-    sys.exit(_USAGE)
+    sys.exit(status)

@@ -28,6 +28,7 @@ from equipoise.points import (
 
 FORMAT = 1
 _STEPS_BEFORE_REMINDER = 1000
+_SCALE_BACKOFF = 16.0
 
 
 class GradientCorrector(Generic[AnyBatch]):
@@ -126,7 +127,8 @@ class GradientCorrector(Generic[AnyBatch]):
             batches: What the training pass will see, or a sub-sample of it; iterated once.
             weights: One positive number a batch; default the batch sizes.
             scale: Loss scale for half-precision gradients, as in `backward`; the full gradient is
-                stored unscaled.
+                stored unscaled. Where it makes a gradient overflow, that batch and those after it
+                are evaluated at a smaller one.
 
         Raises:
             ValueError: `batches` is empty, `weights` does not fit it, or `loss_fn` did not return
@@ -286,9 +288,13 @@ class GradientCorrector(Generic[AnyBatch]):
             sizes.append(samples if given is None else next_weight(given, len(sizes)))
             loss = partial(self.loss_fn, batch)
             state = random_state(device)
-            with self._measure("refresh", samples=samples, forwards=1, backwards=1):
-                value, gradient = value_and_gradient_at(self.model, point, loss, scale=scale)
-                add_weighted(total, gradient, sizes[-1] / scale)
+            value, gradient = self._gradient_at(point, loss, samples, scale)
+            while scale > 1.0 and not all_finite(gradient.values()):
+                # A loss scale that is still too large; here no scaler skips the batch.
+                scale = max(1.0, scale / _SCALE_BACKOFF)
+                with replayed(state):
+                    value, gradient = self._gradient_at(point, loss, samples, scale)
+            add_weighted(total, gradient, sizes[-1] / scale)
             current.append(value)
             if compares:
                 with (
@@ -320,6 +326,13 @@ class GradientCorrector(Generic[AnyBatch]):
             )
             return {}
         return full
+
+    def _gradient_at(
+        self, point: Named, loss: Callable[[], Tensor], samples: float, scale: float
+    ) -> tuple[Tensor, Named]:
+        """Loss and scaled gradient of one batch of a refresh."""
+        with self._measure("refresh", samples=samples, forwards=1, backwards=1):
+            return value_and_gradient_at(self.model, point, loss, scale=scale)
 
     @torch.no_grad()
     def _add_correction(self, old: Named, coefficient: float, scale: float) -> None:

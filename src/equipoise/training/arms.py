@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import queue as queues
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -24,10 +24,12 @@ from equipoise.settings import Run, with_setting
 from equipoise.training.loop import TENSORBOARD, train
 from equipoise.training.observers import Observer, TensorBoard, shown_loss
 from equipoise.training.session import Session, makes_refresh_passes
-from equipoise.training.signals import StopFlag
+from equipoise.training.signals import StopFlag, held_back, let_through, listening
 
 _POLL_SECONDS = 0.2
 _FLAG = StopFlag()
+_LINES: dict[str, Any] = {}
+"""In a worker: the queue for its news, and the event by which it is asked to stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,35 +123,43 @@ def run_jobs(
     board = _Board(console, jobs)
     threads = max(1, torch.get_num_threads() // workers)
     context = multiprocessing.get_context("spawn")
-    with board, context.Manager() as manager:
-        news = manager.Queue()
-        with ProcessPoolExecutor(workers, context, _prepare, (threads,)) as pool:
-            futures = [pool.submit(_work, job, news, overwrite, tensorboard) for job in jobs]
-            try:
-                board.follow(news, futures)
-            except KeyboardInterrupt:
-                for future in futures:
-                    future.cancel()
-                console.print("stopping after the current steps; everything is saved ...")
-                board.follow(news, [f for f in futures if not f.cancelled()])
-                return False
-            except BrokenProcessPool as error:
-                raise RuntimeError(
-                    "a training process died, perhaps for want of memory; what was saved is kept, "
-                    "so run the same command again with --workers 1."
-                ) from error
-            return all(future.result() for future in futures)
+    # A simple queue has no thread of its own, so a finished run has sent all that it had to say.
+    news, stop = context.SimpleQueue(), context.Event()
+    with (
+        listening() as asked,
+        board,
+        ProcessPoolExecutor(workers, context, _prepare, (threads, news, stop)) as pool,
+    ):
+        with held_back():  # a process can stop politely once it is set up
+            futures = [pool.submit(_work, job, overwrite, tensorboard) for job in jobs]
+        try:
+            board.follow(news, futures, asked, stop)
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "a training process died, perhaps for want of memory; what was saved is kept, "
+                "so run the same command again with --workers 1."
+            ) from error
+        return all(not future.cancelled() and future.result() for future in futures)
 
 
-def _prepare(threads: int) -> None:
+def _prepare(threads: int, news: Any, stop: Any) -> None:
     """Sets up a worker process."""
     torch.set_num_threads(threads)
+    _LINES.update(news=news, stop=stop)
     _FLAG.install()
+    let_through()
 
 
-def _work(job: Job, news: Any, overwrite: bool, tensorboard: bool) -> bool:  # noqa: FBT001
+def _asked_to_stop() -> bool:
+    """Whether this worker, or the process that began it, was asked to stop."""
+    return _FLAG() or bool(_LINES["stop"].is_set())
+
+
+def _work(job: Job, overwrite: bool, tensorboard: bool) -> bool:  # noqa: FBT001
     """Trains one job in a worker process."""
-    observers: list[Observer] = [_Sender(job.name, news)]
+    if _asked_to_stop():
+        return False
+    observers: list[Observer] = [_Sender(job.name, _LINES["news"])]
     if tensorboard:
         observers.append(TensorBoard(job.folder / TENSORBOARD))
     outcome = train(
@@ -157,11 +167,11 @@ def _work(job: Job, news: Any, overwrite: bool, tensorboard: bool) -> bool:  # n
         job.folder,
         label=job.label,
         observers=tuple(observers),
-        should_stop=_FLAG,
+        should_stop=_asked_to_stop,
         overwrite=overwrite,
     )
     if outcome.finished:
-        news.put(News(job.name, 1.0, _summary(outcome.records[-1])))
+        _LINES["news"].put(News(job.name, 1.0, _summary(outcome.records[-1])))
     return outcome.finished
 
 
@@ -240,17 +250,21 @@ class _Board:
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
 
-    def follow(self, news: Any, futures: Sequence[Future[bool]]) -> None:
+    def follow(
+        self, news: Any, futures: Sequence[Future[bool]], asked: StopFlag, stop: Any
+    ) -> None:
         """Shows news until all futures are done; raises what a run raised."""
         while not all(future.done() for future in futures):
-            try:
-                self._show(news.get(timeout=_POLL_SECONDS))
-            except queues.Empty:
-                failed = next((f for f in futures if f.done() and f.exception()), None)
-                if failed is not None:
-                    for future in futures:
-                        future.cancel()
-                    failed.result()
+            if not news.empty():
+                self._show(news.get())
+                continue
+            failed = any(f.done() and not f.cancelled() and f.exception() for f in futures)
+            if (asked() or failed) and not stop.is_set():
+                stop.set()
+                for future in futures:
+                    future.cancel()
+                self._console.print("stopping after the current steps; everything is saved ...")
+            time.sleep(_POLL_SECONDS)
         while not news.empty():
             self._show(news.get())
         for future in futures:

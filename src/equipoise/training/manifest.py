@@ -48,7 +48,7 @@ def describe_run(session: Session, label: str) -> dict[str, Any]:
             "type": session.device.type,
             "name": _device_name(session.device),
             "threads": torch.get_num_threads(),
-            "platform": platform.platform(),
+            "platform": f"{platform.system()} {platform.machine()}",
         },
         "data": {
             "name": images.train.name,

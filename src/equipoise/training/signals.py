@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -34,3 +36,43 @@ class StopFlag:
         del frame
         self._raised = True
         signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def listening() -> Iterator[StopFlag]:
+    """A flag that listens inside; afterwards signals are answered as before.
+
+    Example:
+        >>> with listening() as flag:
+        ...     flag()
+        False
+    """
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    flag = StopFlag()
+    flag.install()
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Holds signals back inside; processes that are started here do so until `let_through`.
+
+    Example:
+        >>> with held_back():
+        ...     signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        True
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def let_through() -> None:
+    """Delivers what was held back, now and from now on."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)

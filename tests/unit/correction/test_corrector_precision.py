@@ -104,7 +104,7 @@ def test_a_loss_scale_saves_a_half_precision_full_gradient_from_underflow() -> N
 def test_an_overflow_in_the_full_gradient_is_seen() -> None:
     model = nn.Linear(1, 1, bias=False, dtype=torch.float16)
     corrector: GradientCorrector[Tensor]
-    corrector = GradientCorrector(model, lambda x: model(x).float().mean(), Constant(1.0))
+    corrector = GradientCorrector(model, lambda x: 1000 * model(x).float().mean(), Constant(1.0))
     with pytest.warns(RuntimeWarning, match="lower the loss scale"):
         corrector.refresh([torch.full((4, 1), 100.0, dtype=torch.float16)], scale=2.0**16)
     assert corrector.coefficient_value == 0.0
@@ -270,3 +270,13 @@ def test_the_whole_step_may_be_under_autocast() -> None:
     whole = gradients(model)
     inside.backward(batches[0])
     assert all(torch.equal(t, whole[n]) for n, t in gradients(model).items())
+
+
+def test_a_refresh_whose_loss_scale_overflows_goes_on_at_a_smaller_one() -> None:
+    """Nothing skips a batch of a refresh, as a gradient scaler skips a step."""
+    model = nn.Linear(1, 1, bias=False, dtype=torch.float16)
+    batches = [torch.full((4, 1), value, dtype=torch.float16) for value in (100.0, 50.0)]
+    corrector: GradientCorrector[Tensor]
+    corrector = GradientCorrector(model, lambda x: model(x).float().mean(), Constant(1.0))
+    corrector.refresh(batches, scale=2.0**16)
+    assert corrector.full_gradient["weight"].item() == pytest.approx(75.0, rel=1e-3)
