@@ -115,12 +115,12 @@ class RunRecords:
         return int(self.manifest["seed"])
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces `path` by `text` in one step, so that a reader never sees half of it."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replaces `path` by `content` in one step, so that a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with partial.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

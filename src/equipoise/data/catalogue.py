@@ -57,11 +57,11 @@ class DatasetInfo:
     @property
     def how_to_get(self) -> str:
         """The end of a sentence that says how to come by the files."""
-        place = "pass their folder as data_dir or set EQUIPOISE_DATA to it"
+        place = "pass their folder as data_dir (--data-dir) or set EQUIPOISE_DATA to it"
         if not self.downloadable:
             return place
         return (
-            f"call load_dataset({self.name!r}, download=True), or get them from {self.home} and "
+            f"pass download=True (--download) to fetch them, or get them from {self.home} and "
             + place
         )
 

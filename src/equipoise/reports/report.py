@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,7 +58,7 @@ def write_report(
     text = page_html(runs, baseline, confidence)
     image = figure_png(baseline_first(arms, baseline), baseline if len(arms) > 1 else None)
     write_atomically(page, text)
-    _write_bytes(picture, image)
+    write_atomically(picture, image)
     return [page, picture]
 
 
@@ -106,13 +105,3 @@ def _cheapest(runs: Sequence[RunRecords]) -> str:
     passes = {arm.label: arm.passes_per_epoch.mean for arm in summaries}
     started = {label: round(mean, 9) for label, mean in passes.items() if mean is not None}
     return min(started or dict.fromkeys(passes, 0.0), key=lambda label: (started.get(label), label))
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    """Replaces `path` in one step."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

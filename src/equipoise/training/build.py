@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -239,6 +240,14 @@ def build_rewiring(run: Run, total_steps: int) -> Rewiring | None:
     """The preset of the topology with the settings that the run changes."""
     settings = run.sparse
     if settings.topology not in _PRESETS or settings.sparsity == 0.0:
+        given = (settings.interval, settings.stop, settings.prune_fraction)
+        if any(value is not None for value in given):
+            warnings.warn(
+                "interval, stop and prune_fraction have no effect, because this topology is never "
+                "rewired; choose set or rigl and a sparsity above 0, or leave them out.",
+                UserWarning,
+                stacklevel=2,
+            )
         return None
     interval = settings.interval
     if interval is None and settings.topology in ("set", "rigl"):

@@ -117,7 +117,7 @@ def test_what_is_missing_is_said_in_one_sentence(home, name):
     message = str(caught.value)
     assert message.startswith(f"{info.title} was not found: looked for {info.files} in ")
     assert str(home / "nowhere") in message
-    assert f"call load_dataset('{name}', download=True), or get them from {info.home}" in message
+    assert f"pass download=True (--download) to fetch them, or get them from {info.home}" in message
     assert message.endswith("or set EQUIPOISE_DATA to it.")
 
 

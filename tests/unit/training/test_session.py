@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from equipoise.correction import GradientCorrector
+from equipoise.settings import Run, with_setting
 from equipoise.training import build
 from equipoise.training.evaluate import evaluate
 
@@ -238,3 +239,9 @@ def test_label_smoothing_is_in_the_loss_of_both_points() -> None:
     session.train_step(next(session.batches()))
     moved = (before - toy.weights(session)) / session.optimizer.param_groups[0]["lr"]
     torch.testing.assert_close(moved, full, rtol=1e-3, atol=1e-5)
+
+
+def test_a_setting_of_rewirings_without_rewirings_is_noted() -> None:
+    run = with_setting(with_setting(Run(), "topology", "static"), "interval", 5)
+    with pytest.warns(UserWarning, match="have no effect"):
+        assert build.build_rewiring(run, total_steps=100) is None
