@@ -233,6 +233,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         if os.environ.get("EQUIPOISE_TRACEBACK"):
             raise
+        if isinstance(error, OSError) and error.strerror and error.filename:
+            _complain(f"{error.filename}: {error.strerror}; check the path or choose another --out")
         _complain(str(error))
     except KeyboardInterrupt:
         _complain("interrupted; run the same command again", status=_STOPPED)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +18,19 @@ from torch.func import functional_call
 
 Loss = Callable[[], Tensor]
 Named = dict[str, Tensor]
+Result = TypeVar("Result")
 
 
 class _Closure(nn.Module):
-    """Gives a loss function the shape that `functional_call` takes: a module with a child."""
+    """Gives any function the shape that `functional_call` takes: a module with a child."""
 
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
+    def __init__(self, model: nn.Module, work: Callable[[], Any]) -> None:
         super().__init__()
         self.model = model
-        self._loss = loss
+        self._work = work
 
-    def forward(self) -> Tensor:
-        return self._loss()
+    def forward(self) -> Any:
+        return self._work()
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,14 @@ def checked(value: object) -> Tensor:
     return value if value.ndim == 0 else value.reshape(())
 
 
+def _at(model: nn.Module, point: Mapping[str, Tensor], work: Callable[[], Result]) -> Result:
+    """`work()` while the parameters of `model` are those of `point` and its buffers copies."""
+    swapped = {f"model.{name}": tensor for name, tensor in point.items()}
+    swapped |= {f"model.{name}": buffer.clone() for name, buffer in model.named_buffers()}
+    result: Result = functional_call(_Closure(model, work), swapped, ())
+    return result
+
+
 def value_at(model: nn.Module, point: Mapping[str, Tensor], loss: Loss) -> Tensor:
     """`loss()` as if the parameters of `model` were those in `point`.
 
@@ -94,9 +104,7 @@ def value_at(model: nn.Module, point: Mapping[str, Tensor], loss: Loss) -> Tenso
         >>> value_at(model, point, lambda: model(torch.ones(1, 1)).sum())
         tensor(3.)
     """
-    swapped = {f"model.{name}": tensor for name, tensor in point.items()}
-    swapped |= {f"model.{name}": buffer.clone() for name, buffer in model.named_buffers()}
-    return checked(functional_call(_Closure(model, loss), swapped, ()))
+    return checked(_at(model, point, loss))
 
 
 def value_and_gradient_at(
@@ -125,12 +133,17 @@ def value_and_gradient_at(
         (tensor(9.), {'weight': tensor([[6.]])})
     """
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in point.items()}
+
+    def both() -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        # Backward runs here too, at the point: activation checkpoints evaluate the model again.
+        value = checked(loss())
+        if not (value.requires_grad and leaves):
+            return value, (None,) * len(leaves)
+        scaled = value if scale == 1.0 else value * scale
+        return value, torch.autograd.grad(scaled, list(leaves.values()), allow_unused=True)
+
     with torch.enable_grad():
-        value = value_at(model, leaves, loss)
-        gradients: tuple[Tensor | None, ...] = (None,) * len(leaves)
-        if value.requires_grad and leaves:
-            scaled = value if scale == 1.0 else value * scale
-            gradients = torch.autograd.grad(scaled, list(leaves.values()), allow_unused=True)
+        value, gradients = _at(model, leaves, both)
     # An autocast around this call would keep its casts of these leaves, never to be used again.
     torch.clear_autocast_cache()
     named = zip(leaves, gradients, strict=True)

@@ -174,5 +174,21 @@ def read_run(folder: Path) -> RunRecords:
 
 
 def find_runs(folder: Path) -> list[RunRecords]:
-    """All runs at or below `folder`, sorted by folder name."""
+    """All runs at or below `folder`, sorted by folder name.
+
+    In the folder of a comparison only the runs that it consists of: what an earlier comparison
+    with other arms, seeds or data has left there is not mixed in.
+
+    Raises:
+        ValueError: A manifest, or the list of runs of the comparison, is damaged.
+    """
+    comparison = folder / COMPARISON
+    if comparison.exists():
+        try:
+            listed = sorted(folder / name for name in json.loads(comparison.read_bytes())["runs"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{comparison} is damaged ({error!r}); run the comparison again, or delete it."
+            ) from error
+        return [read_run(path) for path in listed if (path / MANIFEST).exists()]
     return [read_run(path.parent) for path in sorted(folder.rglob(MANIFEST))]

@@ -81,7 +81,7 @@ class TopologySettings:
     """Draw exactly the planned number of active weights, or each with its probability."""
     interval: int | float | None = None
     """Between rewirings: steps (100) or a fraction of training (0.02); default: the method's, for
-    set and rigl at most a twentieth of training."""
+    set and rigl at most a twentieth of training, but no less than 10 steps."""
     stop: int | float | None = None
     """Last rewiring: steps or a fraction of training; default: the method's."""
     prune_fraction: float | None = None

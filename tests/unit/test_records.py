@@ -181,3 +181,15 @@ def test_runs_are_found_at_any_depth_in_the_order_of_their_names(tmp_path: Path)
 def test_reading_runs_does_not_load_torch() -> None:
     code = "import sys, equipoise.records; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_comparison_consists_of_the_runs_that_it_lists(tmp_path: Path) -> None:
+    for name in ("new", "stale"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(json.dumps({"label": name, "seed": 0}))
+    assert [run.label for run in find_runs(tmp_path)] == ["new", "stale"]
+    (tmp_path / "comparison.json").write_text(json.dumps({"runs": ["new", "not-begun"]}))
+    assert [run.label for run in find_runs(tmp_path)] == ["new"]
+    (tmp_path / "comparison.json").write_text("{")
+    with pytest.raises(ValueError, match="is damaged"):
+        find_runs(tmp_path)

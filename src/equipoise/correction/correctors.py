@@ -53,7 +53,9 @@ class GradientCorrector(Generic[AnyBatch]):
     reads and parameters without ``requires_grad`` stay as they are (BatchNorm in training mode
     reads none). Random numbers are replayed for torch's global generators only. With a
     `torch.amp.GradScaler`, call ``scaler.scale(torch.ones(()))`` once, since this corrector scales
-    the loss itself, and pass ``scale=scaler.get_scale()`` to both methods.
+    the loss itself, and pass ``scale=scaler.get_scale()`` to both methods. Hooks on parameters see
+    the new gradient before it is corrected, so an optimizer that steps inside such a hook is not
+    corrected. Of activation checkpointing only the kind with ``use_reentrant=False`` works.
 
     Args:
         model: The model that `loss_fn` evaluates; on one device.
@@ -90,6 +92,11 @@ class GradientCorrector(Generic[AnyBatch]):
         batch_size: Callable[[AnyBatch], float] = num_samples,
         measure: Measure = unmeasured,
     ) -> None:
+        if isinstance(coefficient, int | float):
+            raise ValueError(
+                f"coefficient is the number {coefficient}, expected an object; "
+                f"write Constant({coefficient})."
+            )
         self.model = model
         self.loss_fn = loss_fn
         self.coefficient: Coefficient = LossCovariance() if coefficient is None else coefficient

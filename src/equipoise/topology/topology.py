@@ -87,6 +87,11 @@ class Topology:
         seed: int = 0,
         measure: Measure = unmeasured,
     ) -> None:
+        if rewiring is not None and not isinstance(rewiring, Rewiring):
+            raise ValueError(
+                f"rewiring is {rewiring!r}, expected a Rewiring or None; write for example "
+                "rigl(total_steps) with the number of optimizer steps in the training."
+            )
         parameters = sparse_parameters(model, include=include)
         if not parameters:
             raise ValueError(

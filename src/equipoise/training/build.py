@@ -49,6 +49,7 @@ Images = ImageSet | FolderSet
 
 FOLDER_IMAGE_SIZE = 224
 _FEWEST_REWIRINGS = 20
+_SHORTEST_INTERVAL = 10
 _PRESETS = {"set": set_rewiring, "rigl": rigl, "set_itop": set_itop, "rigl_itop": rigl_itop}
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -251,8 +252,9 @@ def build_rewiring(run: Run, total_steps: int) -> Rewiring | None:
         return None
     interval = settings.interval
     if interval is None and settings.topology in ("set", "rigl"):
-        # The published 100 steps mean hundreds of rewirings; a short training needs some too.
-        interval = max(1, min(100, total_steps // _FEWEST_REWIRINGS))
+        # The published 100 steps mean hundreds of rewirings; a short training needs some too. But
+        # a rewiring of RigL takes the place of a step, so they must stay the exception.
+        interval = max(_SHORTEST_INTERVAL, min(100, total_steps // _FEWEST_REWIRINGS))
     chosen = {
         "interval": interval,
         "stop": settings.stop,

@@ -130,7 +130,7 @@ class Session:
         with self.meter("optimizer"):
             if self.run.optimization.clip_norm is not None:
                 self.scaler.unscale_(self.optimizer)
-                torch.nn.utils.clip_grad_norm_(self._trainable(), self.run.optimization.clip_norm)
+                self._clip(self.run.optimization.clip_norm)
             self.scaler.step(self.optimizer)
             self.scaler.update()
         self._seen += total
@@ -190,6 +190,22 @@ class Session:
 
     def _trainable(self) -> list[torch.nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
+
+    @torch.no_grad()
+    def _clip(self, largest: float) -> None:
+        """Clips by the norm over the active weights; the others do not move, so do not count."""
+        moving = [
+            p.grad if mask is None else p.grad * mask
+            for p, mask in self._with_masks()
+            if p.grad is not None
+        ]
+        norm = torch.nn.utils.get_total_norm(moving)
+        torch.nn.utils.clip_grads_with_norm_(self._trainable(), largest, norm)
+
+    def _with_masks(self) -> list[tuple[torch.nn.Parameter, Tensor | None]]:
+        """Every trainable parameter with its mask, if it has one."""
+        masks = {id(self.topology.parameters[n]): m for n, m in self.topology.masks.items()}
+        return [(p, masks.get(id(p))) for p in self._trainable()]
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches, with the time to draw them on the meter."""

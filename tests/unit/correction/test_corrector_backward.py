@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from equipoise.correction import Constant, GradientCorrector, LinearDecay
 
@@ -324,3 +325,36 @@ def test_a_loss_may_call_the_model_more_than_once() -> None:
         (-1.0, gradient_of(old_model)),
     )
     assert close(corrected, expected)
+
+
+def test_activation_checkpoints_are_evaluated_at_the_snapshot() -> None:
+    """Their forward pass runs again during backward, which must still be at the snapshot."""
+
+    class Checkpointed(nn.Module):
+        def __init__(self, *, wanted: bool) -> None:
+            super().__init__()
+            self.first = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh())
+            self.last = nn.Linear(8, 1)
+            self.wanted = wanted
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = (
+                checkpoint(self.first, x, use_reentrant=False) if self.wanted else self.first(x)
+            )
+            return torch.as_tensor(self.last(hidden))
+
+    def gradients(*, wanted: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = Checkpointed(wanted=wanted)
+        batches = list(torch.randn(3, 5, 4))
+        corrector: GradientCorrector[Tensor]
+        corrector = GradientCorrector(model, lambda x: model(x).square().mean(), Constant(1.0))
+        corrector.refresh(batches)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(1.5)
+        corrector.backward(batches[0])
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    for plain, checkpointed in zip(gradients(wanted=False), gradients(wanted=True), strict=True):
+        torch.testing.assert_close(checkpointed, plain)

@@ -294,3 +294,8 @@ def test_a_plain_loss_that_is_not_finite_is_passed_on() -> None:
     corrector = GradientCorrector(model, loss_fn, Constant(1.0))
     assert not torch.isfinite(corrector.backward(x))
     assert not all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())  # type: ignore[arg-type]
+
+
+def test_a_number_as_coefficient_is_answered_with_what_to_write() -> None:
+    with pytest.raises(ValueError, match=r"write Constant\(0.5\)"):
+        GradientCorrector(nn.Linear(1, 1), lambda x: x, 0.5)  # type: ignore[arg-type]

@@ -460,3 +460,9 @@ def test_nothing_warns_in_ordinary_use() -> None:
         with topology.attach(optimizer):
             train(model, optimizer, 4)
         assert repr(topology).endswith("2 rewirings so far)")
+
+
+@pytest.mark.parametrize("wrong", ["rigl", rigl])
+def test_a_rewiring_of_another_kind_is_answered_with_what_to_write(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"write for example rigl\(total_steps\)"):
+        Topology(nn.Linear(8, 8), sparsity=0.5, rewiring=wrong)

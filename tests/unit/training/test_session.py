@@ -245,3 +245,19 @@ def test_a_setting_of_rewirings_without_rewirings_is_noted() -> None:
     run = with_setting(with_setting(Run(), "topology", "static"), "interval", 5)
     with pytest.warns(UserWarning, match="have no effect"):
         assert build.build_rewiring(run, total_steps=100) is None
+
+
+def test_clipping_measures_the_active_weights_only() -> None:
+    """Inactive weights have gradients too, but never move."""
+    session = toy.session(clip_norm=1e-2, sparsity=0.9, topology="static")
+    session.train_step(next(iter(session.batches())))
+    masks = session.topology.masks
+    named = session.model.named_parameters()
+    moving = [p.grad * masks[n] if n in masks else p.grad for n, p in named]
+    assert float(torch.nn.utils.get_total_norm(moving)) == pytest.approx(1e-2, rel=1e-3)
+
+
+def test_a_short_training_rewires_now_and_then_and_not_at_every_step() -> None:
+    rewiring = build.build_rewiring(Run(), total_steps=36)
+    assert rewiring is not None
+    assert rewiring.interval_steps == 10
