@@ -185,10 +185,12 @@ def find_runs(folder: Path) -> list[RunRecords]:
     comparison = folder / COMPARISON
     if comparison.exists():
         try:
-            listed = sorted(folder / name for name in json.loads(comparison.read_bytes())["runs"])
-        except (ValueError, KeyError, TypeError) as error:
+            names = json.loads(comparison.read_bytes()).get("runs")
+            listed = None if names is None else sorted(folder / name for name in names)
+        except (ValueError, AttributeError, TypeError) as error:
             raise ValueError(
                 f"{comparison} is damaged ({error!r}); run the comparison again, or delete it."
             ) from error
-        return [read_run(path) for path in listed if (path / MANIFEST).exists()]
+        if listed is not None:
+            return [read_run(path) for path in listed if (path / MANIFEST).exists()]
     return [read_run(path.parent) for path in sorted(folder.rglob(MANIFEST))]

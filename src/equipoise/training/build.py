@@ -254,7 +254,8 @@ def build_rewiring(run: Run, total_steps: int) -> Rewiring | None:
     if interval is None and settings.topology in ("set", "rigl"):
         # The published 100 steps mean hundreds of rewirings; a short training needs some too. But
         # a rewiring of RigL takes the place of a step, so they must stay the exception.
-        interval = max(_SHORTEST_INTERVAL, min(100, total_steps // _FEWEST_REWIRINGS))
+        shortest = min(_SHORTEST_INTERVAL, max(1, total_steps // 2))
+        interval = max(shortest, min(100, total_steps // _FEWEST_REWIRINGS))
     chosen = {
         "interval": interval,
         "stop": settings.stop,
