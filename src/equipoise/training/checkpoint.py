@@ -19,10 +19,20 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         path: Its folder is made if needed.
         state: Plain dictionaries, lists, tensors, numbers and strings.
     """
+    save_whole(path, {"format": FORMAT, **state})
+
+
+def save_whole(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes `content` as torch does, but in one step: the old file stays until the new is whole.
+
+    Args:
+        path: Its folder is made if needed.
+        content: Plain dictionaries, lists, tensors, numbers and strings.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
-        torch.save({"format": FORMAT, **state}, file)
+        torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

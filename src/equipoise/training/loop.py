@@ -24,7 +24,7 @@ from equipoise.records import (
     write_records,
 )
 from equipoise.settings import Run, as_plain
-from equipoise.training.checkpoint import load_checkpoint, save_checkpoint
+from equipoise.training.checkpoint import load_checkpoint, save_checkpoint, save_whole
 from equipoise.training.manifest import describe_run
 from equipoise.training.observers import Everyone, Observer, watched
 from equipoise.training.session import Session
@@ -164,10 +164,7 @@ class _Writer:
 
     def model(self) -> None:
         """The trained weights under plain names, for torch without this library."""
-        path = self._folder / MODEL
-        partial = path.with_name(path.name + ".partial")
-        torch.save(self._session.model.state_dict(), partial)
-        partial.replace(path)
+        save_whole(self._folder / MODEL, self._session.model.state_dict())
 
 
 def _finished(run: Run, folder: Path, label: str) -> list[EpochRecord] | None:

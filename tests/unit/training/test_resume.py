@@ -272,12 +272,12 @@ def test_a_kill_while_the_model_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: Case
 ) -> None:
 
-    def failing(state: Any, path: Any) -> None:
-        Path(path).write_bytes(b"half of a model")
+    def failing(state: Any, file: Any) -> None:
+        file.write(b"half of a model")
         raise Killed
 
-    def only_model(state: Any, path: Any, save: Any = torch.save) -> None:
-        (failing if str(path).find(MODEL) >= 0 else save)(state, path)
+    def only_model(state: Any, file: Any, save: Any = torch.save) -> None:
+        (failing if MODEL in file.name else save)(state, file)
 
     monkeypatch.setattr(torch, "save", only_model)
     with pytest.raises(Killed):
