@@ -1,4 +1,4 @@
-"""The command line: train, compare, evaluate, report, list.
+"""The command line: train, compare, evaluate, export, report, list.
 
 Torch is imported inside the commands only, so that help and mistakes are answered at once.
 """
@@ -68,11 +68,23 @@ class Evaluation:
     """What is evaluated."""
 
     run: Path
-    """Folder of a run."""
+    """Folder of a run, or a file that export wrote."""
     data_dir: Path | None = None
     """Folder with the files; default: $EQUIPOISE_DATA, then the usual places."""
     device: str = "auto"
     """cpu, cuda, cuda:1, or auto."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exporting:
+    """What is exported."""
+
+    run: Path
+    """Folder of a run."""
+    out: Path | None = None
+    """File to write; default: model.safetensors in that folder."""
+    overwrite: bool = False
+    """Replace the file if it is there already."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +180,7 @@ def compare(
 
 
 def evaluate(evaluation: tyro.conf.OmitArgPrefixes[Evaluation]) -> int:
-    """Evaluate the network of a run on its test images: equipoise evaluate FOLDER."""
+    """Evaluate the network of a run on its test images: equipoise evaluate FOLDER (or FILE)."""
     from equipoise.training.stored import evaluate_stored
 
     console = Console()
@@ -178,6 +190,20 @@ def evaluate(evaluation: tyro.conf.OmitArgPrefixes[Evaluation]) -> int:
         f"test loss {result.score.loss:.4f} on {result.samples} images; "
         f"{result.active_weights:,} of {result.maskable_weights:,} weights are non-zero "
         f"(sparsity {1 - result.active_weights / result.maskable_weights:.4f}).",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def export(exporting: tyro.conf.OmitArgPrefixes[Exporting]) -> int:
+    """Write the network of a run as one small file: equipoise export FOLDER."""
+    from equipoise.training.stored import export_stored
+
+    done = export_stored(exporting.run, out=exporting.out, overwrite=exporting.overwrite)
+    Console().print(
+        f"Wrote {done.path}: {_in_words(done.summary.bytes)}, {100 * done.summary.share:.1f} % "
+        f"of the {_in_words(done.summary.dense_bytes)} of the dense file.",
         highlight=False,
         soft_wrap=True,
     )
@@ -209,6 +235,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "compare": compare,
     "evaluate": evaluate,
+    "export": export,
     "report": report,
     "list": list_everything,
 }
@@ -260,7 +287,11 @@ def _check(words: Sequence[str]) -> None:
 
 def _named(words: list[str]) -> list[str]:
     """`equipoise report FOLDER` means `equipoise report --runs FOLDER`."""
-    folder = {"evaluate": "--run", "report": "--runs"}.get(words[0]) if words else None
+    folder = (
+        {"evaluate": "--run", "export": "--run", "report": "--runs"}.get(words[0])
+        if words
+        else None
+    )
     if folder is None or len(words) < 2 or words[1].startswith("-"):
         return words
     return [words[0], folder, *words[1:]]
@@ -341,6 +372,11 @@ def _set_threads(threads: int | None) -> None:
     import torch
 
     torch.set_num_threads(threads)
+
+
+def _in_words(num_bytes: int) -> str:
+    """A size of a file, in units of 1000 as disks are sold."""
+    return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:.1f} kB"
 
 
 def _say_stopped(console: Console, folder: Path, *, overwrite: bool) -> None:

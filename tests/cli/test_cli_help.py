@@ -18,7 +18,7 @@ from equipoise.data import dataset_names
 from equipoise.listing import CORRECTORS, TOPOLOGIES
 from equipoise.models import model_names
 
-COMMANDS = ("train", "compare", "evaluate", "report", "list")
+COMMANDS = ("train", "compare", "evaluate", "export", "report", "list")
 
 WITHOUT_TORCH = """
 import sys

@@ -19,7 +19,7 @@ TINY = (
 MISTAKES: list[tuple[str, str]] = [
     (
         "trian",
-        "'trian' is not a command; equipoise has train, compare, evaluate, report, list; "
+        "'trian' is not a command; equipoise has train, compare, evaluate, export, report, list; "
         "did you mean train?",
     ),
     ("train --epocs 3", "did you mean --epochs?"),
