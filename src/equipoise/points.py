@@ -3,6 +3,11 @@
 Pure in the model: no parameter, buffer, mode, gradient or random state is changed by anything
 here. The model's own objects are used, with their tensors replaced for the time of one call, so
 a loss function that closes over the model needs no second copy of it.
+
+A module that keeps only the active entries of a weight says so by a class attribute `compact`:
+``compact: ClassVar[Mapping[str, str]] = {"values": "index"}`` names a parameter and the buffer
+with the positions of its entries. Such a buffer is part of the structure and no running statistic:
+it is replaced when positions change and never written, and modules know it by its identity.
 """
 
 from __future__ import annotations
@@ -52,6 +57,41 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def position_names(model: nn.Module) -> dict[str, str]:
+    """Which buffer holds the positions of each compact parameter: name by name.
+
+    Example:
+        >>> position_names(nn.Linear(2, 3))
+        {}
+    """
+    return {parameter: buffer for parameter, buffer, _ in _compact(model)}
+
+
+def positions_of(model: nn.Module) -> Named:
+    """The positions of each compact parameter's entries, by the name of the parameter.
+
+    Returns:
+        The modules' own tensors: int64, 1-D, ascending, flat in the logical weight.
+
+    Example:
+        >>> positions_of(nn.Linear(2, 3))
+        {}
+    """
+    return {parameter: index for parameter, _, index in _compact(model)}
+
+
+def _compact(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+    """Names of every compact parameter and of its buffer of positions, and that buffer."""
+    for path, module in model.named_modules():
+        names = getattr(type(module), "compact", None)
+        # Anything else of that name belongs to a module that knows nothing of this.
+        if names is None or not isinstance(names, Mapping):
+            continue
+        prefix = f"{path}." if path else ""
+        for parameter, buffer in names.items():
+            yield prefix + parameter, prefix + buffer, getattr(module, buffer)
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Device of the first parameter; CPU for a model without parameters."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -72,10 +112,16 @@ def checked(value: object) -> Tensor:
     return value if value.ndim == 0 else value.reshape(())
 
 
-def _at(model: nn.Module, point: Mapping[str, Tensor], work: Callable[[], Result]) -> Result:
-    """`work()` while the parameters of `model` are those of `point` and its buffers copies."""
+def _at(
+    model: nn.Module, point: Mapping[str, Tensor], structure: set[str], work: Callable[[], Result]
+) -> Result:
+    """`work()` while parameters are those of `point`; buffers not in `structure` are copies."""
     swapped = {f"model.{name}": tensor for name, tensor in point.items()}
-    swapped |= {f"model.{name}": buffer.clone() for name, buffer in model.named_buffers()}
+    swapped |= {
+        f"model.{name}": buffer.clone()
+        for name, buffer in model.named_buffers()
+        if name not in structure
+    }
     result: Result = functional_call(_Closure(model, work), swapped, ())
     return result
 
@@ -85,11 +131,12 @@ def value_at(model: nn.Module, point: Mapping[str, Tensor], loss: Loss) -> Tenso
 
     Buffers are scratch copies, so BatchNorm uses batch statistics in training mode as usual and
     the model's running statistics stay as they are. Parameters that `point` does not name keep
-    their own values.
+    their own values, and positions of compact parameters their own tensors.
 
     Args:
         model: The model that `loss` evaluates.
-        point: Parameters by name, each of the shape of the model's own.
+        point: Parameters by name, each of the shape of the model's own. With the positions of a
+            compact parameter, by the name of their buffer, it may have another length.
         loss: Takes nothing and returns a scalar; closes over `model` and a batch.
 
     Returns:
@@ -104,7 +151,7 @@ def value_at(model: nn.Module, point: Mapping[str, Tensor], loss: Loss) -> Tenso
         >>> value_at(model, point, lambda: model(torch.ones(1, 1)).sum())
         tensor(3.)
     """
-    return checked(_at(model, point, loss))
+    return checked(_at(model, point, set(position_names(model).values()), loss))
 
 
 def value_and_gradient_at(
@@ -114,7 +161,7 @@ def value_and_gradient_at(
 
     Args:
         model: The model that `loss` evaluates.
-        point: Parameters by name.
+        point: Parameters, and positions if they are others, as in `value_at`.
         loss: As in `value_at`.
         scale: Multiplies the gradient (a loss scale), not the value.
 
@@ -132,7 +179,13 @@ def value_and_gradient_at(
         >>> value_and_gradient_at(model, point, lambda: model(torch.ones(1, 1)).square().sum())
         (tensor(9.), {'weight': tensor([[6.]])})
     """
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in point.items()}
+    structure = set(position_names(model).values())
+    positions = {name: tensor for name, tensor in point.items() if name in structure}
+    leaves = {
+        name: tensor.detach().requires_grad_()
+        for name, tensor in point.items()
+        if name not in structure
+    }
 
     def both() -> tuple[Tensor, tuple[Tensor | None, ...]]:
         # Backward runs here too, at the point: activation checkpoints evaluate the model again.
@@ -143,7 +196,7 @@ def value_and_gradient_at(
         return value, torch.autograd.grad(scaled, list(leaves.values()), allow_unused=True)
 
     with torch.enable_grad():
-        value, gradients = _at(model, leaves, both)
+        value, gradients = _at(model, leaves | positions, structure, both)
     # An autocast around this call would keep its casts of these leaves, never to be used again.
     torch.clear_autocast_cache()
     named = zip(leaves, gradients, strict=True)

@@ -13,11 +13,15 @@ from torch import Tensor, nn
 from equipoise.correction.batches import num_samples
 from equipoise.correction.coefficients import Coefficient, LossCovariance
 from equipoise.correction.gradients import add_weighted, all_finite, next_weight
+from equipoise.correction.overlap import Overlap
 from equipoise.correction.plain import AnyBatch, accumulate
+from equipoise.correction.saved import check_fit
 from equipoise.measure import Measure, unmeasured
 from equipoise.points import (
     Named,
     device_of,
+    position_names,
+    positions_of,
     preserved,
     random_state,
     replayed,
@@ -47,7 +51,12 @@ class GradientCorrector(Generic[AnyBatch]):
     random stream are as a plain loop would leave them; with coefficient 0 a run is bit for bit the
     plain one. Forward hooks on modules fire in the extra passes too.
 
-    Memory between steps: the snapshot and the full gradient, twice the trainable parameters.
+    Memory between steps: the snapshot and the full gradient, twice the trainable parameters; of a
+    layer that keeps its active weights only, these are those parameters.
+
+    After a rewiring of such a layer the snapshot keeps the active weights that it had, and the old
+    gradient is computed there, so the bracket still averages to zero; it is added to the weights
+    that were active then and are now. Those grown since stay uncorrected until the next refresh.
 
     What the correction takes for granted between two refreshes: buffers that the forward pass
     reads and parameters without ``requires_grad`` stay as they are (BatchNorm in training mode
@@ -102,7 +111,9 @@ class GradientCorrector(Generic[AnyBatch]):
         self.coefficient: Coefficient = LossCovariance() if coefficient is None else coefficient
         self.snapshot: Named = {}
         self.full_gradient: Named = {}
+        self.positions: Named = {}
         self.num_refreshes = 0
+        self._overlap = Overlap()
         self._batch_size = batch_size
         self._measure = measure
         self._steps_without_refresh = 0
@@ -154,12 +165,16 @@ class GradientCorrector(Generic[AnyBatch]):
         try:
             self.coefficient.advance()
             if self.coefficient.idle:
-                self.snapshot, self.full_gradient = {}, {}
+                self.snapshot, self.full_gradient, self.positions = {}, {}, {}
             else:
+                full = self.full_gradient
                 if not self._only_snapshot_is_needed():
                     with preserved(device_of(self.model)):
-                        self.full_gradient = self._evaluate(point, batches, weights, scale)
-                self.snapshot = {name: p.clone() for name, p in point.items()}
+                        full = self._evaluate(point, batches, weights, scale)
+                snapshot = {name: p.clone() for name, p in point.items()}
+                positions = {n: i for n, i in positions_of(self.model).items() if n in point}
+                # Together, because gradients of one snapshot mean nothing at another.
+                self.snapshot, self.full_gradient, self.positions = snapshot, full, positions
         except BaseException:  # an interrupted refresh can be repeated
             self.coefficient.load_state_dict(before)
             raise
@@ -210,13 +225,14 @@ class GradientCorrector(Generic[AnyBatch]):
         if state is not None:
             with self._measure("old_gradient", samples=samples, forwards=1, backwards=1):
                 with replayed(state):
-                    _, old = value_and_gradient_at(self.model, self.snapshot, loss, scale=scale)
+                    old_point = self._snapshot_point()
+                    _, old = value_and_gradient_at(self.model, old_point, loss, scale=scale)
                 self._add_correction(old, coefficient, scale)
         self._remind_of_refresh()
         return value
 
     def state_dict(self) -> dict[str, Any]:
-        """Snapshot, full gradient, coefficient; plain tensors and numbers.
+        """Snapshot with its positions, full gradient, coefficient; plain tensors and numbers.
 
         The tensors are the live ones: copy them before training on, as `torch.save` does.
         """
@@ -224,6 +240,7 @@ class GradientCorrector(Generic[AnyBatch]):
             "format": FORMAT,
             "snapshot": dict(self.snapshot),
             "full_gradient": dict(self.full_gradient),
+            "positions": dict(self.positions),
             "coefficient": self.coefficient.state_dict(),
             "num_refreshes": self.num_refreshes,
         }
@@ -240,19 +257,9 @@ class GradientCorrector(Generic[AnyBatch]):
                 f"the corrector state has format {state.get('format')}, expected {FORMAT}; "
                 "load it with the version of equipoise that wrote it."
             )
-        # Those frozen since the refresh are still in the snapshot.
-        parameters = dict(self.model.named_parameters())
-        shapes = {name: tuple(p.shape) for name, p in parameters.items()}
-        for part in ("snapshot", "full_gradient"):
-            got = {name: tuple(tensor.shape) for name, tensor in state[part].items()}
-            wrong = sorted(name for name in got if got[name] != shapes.get(name))
-            if part == "snapshot" and got:
-                wrong += sorted(set(trainable(self.model)) - set(got))
-            if wrong:
-                raise ValueError(
-                    f"the corrector's {part} does not fit this model at {', '.join(wrong[:3])}; "
-                    "load it into the model that it was saved from."
-                )
+        # A state without positions is one of a model without compact parameters.
+        saved = {"positions": {}, **state}
+        check_fit(saved, self.model)
         try:
             self.coefficient.load_state_dict(state["coefficient"])
         except KeyError as error:
@@ -260,15 +267,20 @@ class GradientCorrector(Generic[AnyBatch]):
                 f"the state has no {error} for the coefficient {type(self.coefficient).__name__}; "
                 "give the corrector the coefficient that it was saved with."
             ) from error
-        self.snapshot = {
-            name: tensor.to(parameters[name].device).clone()
-            for name, tensor in state["snapshot"].items()
-        }
-        self.full_gradient = {
-            name: tensor.to(parameters[name].device).clone()
-            for name, tensor in state["full_gradient"].items()
-        }
+        parameters = dict(self.model.named_parameters())
+        self.snapshot, self.full_gradient, self.positions = (
+            {name: t.to(parameters[name].device).clone() for name, t in saved[part].items()}
+            for part in ("snapshot", "full_gradient", "positions")
+        )
         self.num_refreshes = int(state["num_refreshes"])
+
+    def _snapshot_point(self) -> Named:
+        """The snapshot with the positions that it was taken at."""
+        if not self.positions:
+            return self.snapshot
+        self.positions = self._overlap.unify(self.positions, positions_of(self.model))
+        names = position_names(self.model)
+        return self.snapshot | {names[name]: index for name, index in self.positions.items()}
 
     def _only_snapshot_is_needed(self) -> bool:
         """Without a previous snapshot there is no estimate, so a coefficient of 0 stays 0."""
@@ -288,6 +300,7 @@ class GradientCorrector(Generic[AnyBatch]):
         previous: list[Tensor] = []
         sizes: list[float] = []
         compares = bool(self.snapshot) and self.coefficient.needs_losses
+        old_point = self._snapshot_point()
         given = None if weights is None else iter(weights)
         device = device_of(self.model)
         for batch in batches:
@@ -309,7 +322,7 @@ class GradientCorrector(Generic[AnyBatch]):
                     torch.no_grad(),
                     replayed(state),
                 ):
-                    previous.append(value_at(self.model, self.snapshot, loss).detach())
+                    previous.append(value_at(self.model, old_point, loss).detach())
         if isinstance(weights, Sized) and len(weights) > len(sizes):
             raise ValueError(
                 f"weights has {len(weights)} numbers for {len(sizes)} batches, expected one for "
@@ -356,12 +369,16 @@ class GradientCorrector(Generic[AnyBatch]):
                 stacklevel=3,
             )
             return
+        positions = positions_of(self.model) if self.positions else {}
         for name, parameter in trainable(self.model).items():
             if name not in self.full_gradient:
                 continue
             difference = self.full_gradient[name] * scale
             if name in old:
                 difference.sub_(old[name])
+            if name in positions:
+                there, now = self.positions[name], positions[name]
+                difference = self._overlap.carry(name, difference, there, now)
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             parameter.grad.add_(difference.to(parameter.grad.dtype), alpha=coefficient)

@@ -9,11 +9,10 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from equipoise.measure import Measure
-from equipoise.topology.masked_weight import MaskedWeight
 from equipoise.topology.rewiring import Rewiring
+from equipoise.topology.store import Removable, Store
 
 
 class Follower(Protocol):
@@ -47,7 +46,7 @@ class Attachment:
     def __init__(
         self,
         topology: Follower,
-        weights: Mapping[str, MaskedWeight],
+        weights: Mapping[str, Store],
         optimizers: Sequence[Optimizer],
         measure: Measure,
         on_remove: Callable[[], None],
@@ -68,14 +67,13 @@ class Attachment:
             ]
             for optimizer in optimizers
         ]
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[Removable] = []
         for optimizer in self.optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._before_step))
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
-        rewiring = topology.rewiring
-        if rewiring is not None and rewiring.signal == "raw":
-            for name, masked in self._weights.items():
-                self._handles.append(masked.weight.register_hook(self._gatherer(name)))
+        for name, weight in self._weights.items():
+            if self._sees_raw(weight):
+                self._handles.append(weight.watch(self._is_due, self._gatherer(name)))
 
     def remove(self) -> None:
         """Lets go of the optimizers; the masks stay as they are. A second call does nothing."""
@@ -100,13 +98,22 @@ class Attachment:
         """Removes itself."""
         self.remove()
 
+    def _sees_raw(self, weight: Store) -> bool:
+        """Whether the scores of this weight see gradients that its parameter does not keep."""
+        rewiring = self._topology.rewiring
+        if rewiring is None:
+            return False
+        return rewiring.needs_gradient if weight.is_compact else rewiring.signal == "raw"
+
+    def _is_due(self) -> bool:
+        """Whether the coming step rewires, so that its raw gradients are wanted."""
+        return self._topology.rewires_next
+
     def _gatherer(self, name: str) -> Callable[[Tensor], None]:
-        """A tensor hook: it sees what arrives, before that is added to what is there."""
+        """Adds up what arrives; called before that is added to what is there."""
         weight = self._weights[name].weight
 
         def gather(gradient: Tensor) -> None:
-            if not self._topology.rewires_next:
-                return
             # Told by the gradient and not by the step, because a step may have been skipped.
             begins = weight.grad is None or not bool(weight.grad.any())
             known = None if begins else self._raw.get(name)
@@ -154,15 +161,18 @@ class Attachment:
         rewiring = self._topology.rewiring
         if rewiring is None or not self._topology.rewires_next:
             return {}
-        present = {
-            name: masked.weight.grad
-            for name, masked in self._weights.items()
-            if masked.weight.grad is not None
-        }
-        if rewiring.signal == "corrected":
-            return present
         raw, self._raw = self._raw, {}
-        return {name: gradient for name, gradient in raw.items() if name in present}
+        found = {}
+        for name, weight in self._weights.items():
+            gradient = weight.weight.grad
+            if gradient is None:
+                continue
+            if not self._sees_raw(weight):
+                found[name] = weight.spread(gradient)
+            elif name in raw:
+                corrected = rewiring.signal == "corrected"
+                found[name] = weight.spread(gradient, raw[name]) if corrected else raw[name]
+        return found
 
     def _warn_of_closure(self) -> None:
         """Says once that a step with a closure is taken all the same."""
@@ -177,7 +187,7 @@ class Attachment:
 
 
 def check_optimizers(
-    model: nn.Module, weights: Mapping[str, MaskedWeight], optimizers: Sequence[Optimizer]
+    model: nn.Module, weights: Mapping[str, Store], optimizers: Sequence[Optimizer]
 ) -> None:
     """Refuses optimizers that do not train the masked weights of this model.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -45,8 +46,19 @@ class MaskedWeight:
         self.mask: Tensor
         self.ever_active: Tensor
         self.num_active: int
+        self.is_compact = False
         self._eraser: _Eraser | None
         self.take_(mask, mask)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the parameter, its mask and its record."""
+        return self.weight.shape
+
+    @property
+    def num_weights(self) -> int:
+        """Number of entries, active or not."""
+        return self.weight.numel()
 
     @property
     def is_dense(self) -> bool:
@@ -87,6 +99,25 @@ class MaskedWeight:
         self.ever_active = ever_active.to(self.weight.device)
         self.num_active = int(mask.sum())
         self._eraser = None
+
+    def dense(self) -> Tensor:
+        """The weight itself, detached; its inactive entries are there, as zeros."""
+        return self.weight.detach()
+
+    def spread(self, entries: Tensor, onto: Tensor | None = None) -> Tensor:
+        """Returns `entries`, which have their place already."""
+        del onto
+        return entries
+
+    def watch(self, due: Callable[[], bool], seen: Callable[[Tensor], None]) -> RemovableHandle:
+        """Calls `seen` with every gradient that arrives while `due()` holds."""
+
+        def arrived(gradient: Tensor) -> None:
+            if due():
+                seen(gradient)
+
+        hook: RemovableHandle = self.weight.register_hook(arrived)
+        return hook
 
     def violations(self, optimizers: Iterable[Optimizer]) -> Iterator[str]:
         """What is not as it should be, each in words that follow the name of the weight."""

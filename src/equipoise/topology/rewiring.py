@@ -11,6 +11,7 @@ from equipoise.topology.scores import Score, gradient_magnitude, uniform_noise, 
 
 _SCHEDULES = ("cosine", "linear", "constant")
 _SIGNALS = ("raw", "corrected")
+_WITHOUT = (uniform_noise, weight_magnitude)  # scores that do not read the gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,9 @@ class Rewiring:
             back-propagation since the gradients were zeroed, whatever was done to ``p.grad``
             afterwards; "corrected" is ``p.grad`` as the optimizer finds it. Under data parallelism
             the raw gradient is that of one process, so masks agree between processes with
-            "corrected" only.
+            "corrected" only. A layer that keeps its active weights only has no corrected gradient
+            elsewhere: with "corrected" its scores see ``p.grad`` at active weights and the raw
+            gradient, with any loss scale and before any clipping, at inactive ones.
         replaces_step: True to rewire instead of taking the optimizer step, so that a due step
             changes no surviving weight; the gradients of all parameters are kept from the
             optimizer for that one step.
@@ -119,6 +122,16 @@ class Rewiring:
     def num_rewirings(self) -> int:
         """Number of rewirings in the whole training."""
         return min(self.stop_steps, self.total_steps) // self.interval_steps
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether a score may read the gradient; one's own functions are taken to read it.
+
+        Example:
+            >>> set_rewiring(1000).needs_gradient, rigl(1000).needs_gradient
+            (False, True)
+        """
+        return not all(any(s is known for known in _WITHOUT) for s in (self.drop, self.grow))
 
     def due(self, step: int) -> bool:
         """Whether a rewiring belongs to a step.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +20,8 @@ from equipoise.topology.rewiring import Rewiring
 from equipoise.topology.sampling import Sampling, draw_masks
 from equipoise.topology.saved import FORMAT, check_state
 from equipoise.topology.selection import Include, sparse_parameters
-
-
-class LayerSummary(NamedTuple):
-    """One masked weight in `Topology.summary`."""
-
-    name: str
-    shape: tuple[int, ...]
-    density: float
-    num_active: int
+from equipoise.topology.store import LayerSummary as LayerSummary
+from equipoise.topology.store import Store, check_stores, summary_of
 
 
 class Topology:
@@ -107,7 +100,9 @@ class Topology:
             sampling=sampling,
             generator=self._generator,
         )
-        self._weights = {name: MaskedWeight(parameters[name], masks[name]) for name in parameters}
+        self._weights: dict[str, Store] = {
+            name: MaskedWeight(parameters[name], masks[name]) for name in parameters
+        }
         self._sampling = sampling
         self._measure = measure
         self._attachment: Attachment | None = None
@@ -121,7 +116,7 @@ class Topology:
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        """The masked parameters by name."""
+        """What an optimizer trains of the masked weights, by name."""
         return MappingProxyType({name: masked.weight for name, masked in self._weights.items()})
 
     @property
@@ -147,7 +142,7 @@ class Topology:
     @property
     def num_weights(self) -> int:
         """Number of masked weights, active or not."""
-        return sum(masked.weight.numel() for masked in self._weights.values())
+        return sum(masked.num_weights for masked in self._weights.values())
 
     @property
     def density(self) -> float:
@@ -163,7 +158,7 @@ class Topology:
     def exploration_rates(self) -> Mapping[str, float]:
         """Share of the weights of every layer that was active at any time so far."""
         return MappingProxyType(
-            {n: int(w.ever_active.sum()) / w.weight.numel() for n, w in self._weights.items()}
+            {n: int(w.ever_active.sum()) / w.num_weights for n, w in self._weights.items()}
         )
 
     @property
@@ -211,7 +206,8 @@ class Topology:
         changed; dropped and grown ones become zero.
 
         Args:
-            gradients: Dense gradient by name; a layer without one is left as it is.
+            gradients: Dense gradient by name, in the shapes of `masks`; a layer without one is
+                left as it is.
             *optimizers: Their state is cleared at dropped and grown weights.
         """
         due = self.rewires_next
@@ -229,7 +225,7 @@ class Topology:
             gradient = gradients.get(name)
             if masked.is_dense or num_replaced == 0 or gradient is None:
                 continue
-            facts = (masked.weight.detach(), gradient, masked.mask, self._generator)
+            facts = (masked.dense(), gradient, masked.mask, self._generator)
             drop_score, grow_score = self.rewiring.drop(*facts), self.rewiring.grow(*facts)
             masked.replace_(
                 *drop_and_grow(masked.mask, drop_score, grow_score, num_replaced), optimizers
@@ -278,6 +274,39 @@ class Topology:
         """The attachment was removed."""
         self._attachment = None
 
+    def rebind_(self, stores: Mapping[str, Store], *, model: nn.Module | None = None) -> None:
+        """Follows the same weights where they are kept in another way from now on.
+
+        Names, masks, counters, random numbers and the record of what was ever active go on as
+        they are; a state saved before loads after, and the reverse. No weight is changed.
+
+        Args:
+            stores: One for every masked weight, by name, with the masks of this topology.
+            model: Whose parameters they hold; default: the same model as before.
+
+        Raises:
+            ValueError: The topology is attached, or the stores do not fit; nothing is changed.
+
+        Example:
+            >>> model = nn.Linear(4, 4)
+            >>> topology = Topology(model, sparsity=0.5)
+            >>> model.weight = nn.Parameter(model.weight.detach().clone())
+            >>> topology.rebind_({"weight": MaskedWeight(model.weight, topology.masks["weight"])})
+            >>> topology.parameters["weight"] is model.weight
+            True
+        """
+        if self._attachment is not None:
+            raise ValueError(
+                "this topology is attached to an optimizer; remove() the handle before rebind_ "
+                "and attach an optimizer of the new parameters after it."
+            )
+        model = self._model if model is None else model
+        check_stores(self._weights, stores, model)
+        for name, known in self._weights.items():
+            stores[name].take_(known.mask, known.ever_active)
+        self._weights = {name: stores[name] for name in self._weights}
+        self._model = model
+
     def verify(self, *optimizers: Optimizer) -> list[str]:
         """Looks for whatever breaks the promise of the masks; changes nothing.
 
@@ -309,10 +338,7 @@ class Topology:
             >>> Topology(nn.Linear(4, 8), sparsity=0.75).summary()
             [LayerSummary(name='weight', shape=(8, 4), density=0.25, num_active=8)]
         """
-        return [
-            LayerSummary(n, tuple(w.weight.shape), w.num_active / w.weight.numel(), w.num_active)
-            for n, w in self._weights.items()
-        ]
+        return [summary_of(name, masked) for name, masked in self._weights.items()]
 
     def __repr__(self) -> str:
         kind = "static" if self.rewiring is None else f"{self.num_rewirings} rewirings so far"
@@ -340,8 +366,8 @@ class Topology:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a saved state and zeroes the weights that are inactive in it.
 
-        Load the model's own state too, before or after. Nothing is changed if the state does not
-        fit.
+        Load the model's own state and the optimizer's too, before or after. Nothing is changed if
+        the state does not fit.
 
         Args:
             state: From `state_dict` of a topology with the same layers and numbers of active
@@ -359,7 +385,7 @@ class Topology:
             True
         """
         plan = self.plan if self._sampling == "exact" else None
-        check_state(state, {n: p.shape for n, p in self.parameters.items()}, plan)
+        check_state(state, {n: masked.shape for n, masked in self._weights.items()}, plan)
         for name, masked in self._weights.items():
             masked.take_(state["masks"][name].clone(), state["ever_active"][name].clone())
         self._num_steps = state["num_steps"]

@@ -203,9 +203,11 @@ class Session:
         torch.nn.utils.clip_grads_with_norm_(self._trainable(), largest, norm)
 
     def _with_masks(self) -> list[tuple[torch.nn.Parameter, Tensor | None]]:
-        """Every trainable parameter with its mask, if it has one."""
-        masks = {id(self.topology.parameters[n]): m for n, m in self.topology.masks.items()}
-        return [(p, masks.get(id(p))) for p in self._trainable()]
+        """Every trainable parameter with its mask, if some of its entries are inactive."""
+        parameters, masks = self.topology.parameters, self.topology.masks
+        # A parameter of another shape than its mask is compact: all of its entries are active.
+        fitting = {id(p): masks[n] for n, p in parameters.items() if p.shape == masks[n].shape}
+        return [(p, fitting.get(id(p))) for p in self._trainable()]
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches, with the time to draw them on the meter."""
