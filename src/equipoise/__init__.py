@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from equipoise.correction import LinearDecay as LinearDecay
     from equipoise.correction import LossCovariance as LossCovariance
     from equipoise.correction import NoCorrection as NoCorrection
+    from equipoise.engine import to_dense as to_dense
+    from equipoise.engine import to_engine as to_engine
+    from equipoise.shipping import SparseTensor as SparseTensor
+    from equipoise.shipping import load_sparse as load_sparse
+    from equipoise.shipping import save_sparse as save_sparse
     from equipoise.topology import Rewiring as Rewiring
     from equipoise.topology import Topology as Topology
     from equipoise.topology import rigl as rigl
@@ -33,11 +38,16 @@ _ROOMS = {
     "LossCovariance": "correction",
     "NoCorrection": "correction",
     "Rewiring": "topology",
+    "SparseTensor": "shipping",
     "Topology": "topology",
+    "load_sparse": "shipping",
     "rigl": "topology",
     "rigl_itop": "topology",
+    "save_sparse": "shipping",
     "set_itop": "topology",
     "set_rewiring": "topology",
+    "to_dense": "engine",
+    "to_engine": "engine",
 }
 
 __all__ = [*_ROOMS, "__version__"]  # noqa: PLE0604  (the keys are strings)

@@ -160,6 +160,9 @@ class LoopSettings:
     """Of matrix products; weights and the stored full gradient stay in single precision."""
     channels_last: bool = False
     """Keep images and convolutions in the channels-last memory format."""
+    engine: Literal["auto", "sparse", "dense"] = "auto"
+    """Kernels for the active weights only: auto where they are faster, sparse in any case, or
+    dense for masks on ordinary tensors; `equipoise plan` says what to expect."""
     compile: bool = False
     """Compile the model with torch.compile; the first steps then take minutes."""
     deterministic: bool = True
@@ -282,12 +285,34 @@ def validate(run: Run) -> None:
             "--growth-signal corrected has no effect on a dense network; "
             "choose --topology rigl, or leave it out."
         )
+    if run.loop.engine == "sparse":
+        for reason in engine_refusals(run):
+            raise ValueError(f"--engine sparse cannot be had with {reason}; leave one of them out.")
     milestones = run.optimization.milestones
     if list(milestones) != sorted(milestones) or not all(0.0 < m < 1.0 for m in milestones):
         raise ValueError(
             f"--milestones takes rising fractions of training in (0, 1); got {milestones}; "
             "for example 0.5 0.75."
         )
+
+
+def engine_refusals(run: Run) -> list[str]:
+    """Settings of a run that the engine's kernels do not go with, in words of the command line.
+
+    Example:
+        >>> engine_refusals(Run(sparse=TopologySettings(topology="dense")))
+        ['a network without masks']
+    """
+    refusals = []
+    if run.sparse.topology == "dense" or run.sparse.sparsity == 0.0:
+        refusals.append("a network without masks")
+    if run.loop.compile:
+        refusals.append("--compile")
+    if run.loop.precision != "fp32":
+        refusals.append(f"--precision {run.loop.precision}")
+    if run.loop.device.startswith("cuda"):
+        refusals.append(f"--device {run.loop.device}")
+    return refusals
 
 
 def _ranges(run: Run) -> list[tuple[str, float | None, float, float, str]]:

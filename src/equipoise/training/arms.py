@@ -20,8 +20,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from equipoise.arguments import Arm
 from equipoise.data import Batch
 from equipoise.records import COMPARISON, FORMAT, EpochRecord, write_atomically
-from equipoise.settings import Run, with_setting
-from equipoise.training.loop import TENSORBOARD, train
+from equipoise.settings import Run, engine_refusals, with_setting
+from equipoise.training.loop import CHECKPOINT, MODEL, TENSORBOARD, train
 from equipoise.training.observers import Observer, TensorBoard, shown_loss
 from equipoise.training.session import Session, makes_refresh_passes
 from equipoise.training.signals import StopFlag, held_back, let_through, listening
@@ -120,8 +120,9 @@ def run_jobs(
         FileNotFoundError: The data are not on this machine.
         RuntimeError: A process died.
     """
-    board = _Board(console, jobs)
     threads = max(1, torch.get_num_threads() // workers)
+    _decide_engine(jobs, threads)
+    board = _Board(console, jobs)
     context = multiprocessing.get_context("spawn")
     # A simple queue has no thread of its own, so a finished run has sent all that it had to say.
     news, stop = context.SimpleQueue(), context.Event()
@@ -140,6 +141,31 @@ def run_jobs(
                 "so run the same command again with --workers 1."
             ) from error
         return all(not future.cancelled() and future.result() for future in futures)
+
+
+def _decide_engine(jobs: Sequence[Job], threads: int) -> None:
+    """Times the kernels once for all jobs alike, so that the arms of a pair decide alike.
+
+    What is found is remembered on this machine; processes that timed them side by side would
+    disturb each other.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        seen = set()
+        for job in jobs:
+            # Nothing else of a run changes what the kernels do.
+            run = job.run
+            kind = (run.network, run.data, run.loop.batch_size)
+            masks = (run.sparse.sparsity, run.sparse.distribution)
+            begun = (job.folder / CHECKPOINT).exists() or (job.folder / MODEL).exists()
+            if (kind, masks) in seen or begun or run.loop.engine != "auto":
+                continue
+            seen.add((kind, masks))
+            if not engine_refusals(run):
+                Session(run)
+    finally:
+        torch.set_num_threads(before)
 
 
 def _prepare(threads: int, news: Any, stop: Any) -> None:

@@ -37,11 +37,12 @@ from equipoise.data import (
 )
 from equipoise.data.folder import FolderDataset
 from equipoise.data.places import cache_folder, candidate_folders, data_roots, not_found
+from equipoise.engine.convert import Choice, choose_network, to_engine
 from equipoise.measure import Measure
 from equipoise.models import create
 from equipoise.objectives import Objective
 from equipoise.points import preserved
-from equipoise.settings import CorrectionSettings, DataSettings, LoopSettings, Run
+from equipoise.settings import CorrectionSettings, DataSettings, LoopSettings, Run, engine_refusals
 from equipoise.topology import Rewiring, Topology, rigl, rigl_itop, set_itop, set_rewiring
 
 Images = ImageSet | FolderSet
@@ -286,6 +287,42 @@ def build_coefficient(settings: CorrectionSettings, num_refreshes: int) -> Coeff
         case "alpha_svrg":
             start = 0.75 if settings.coefficient is None else settings.coefficient
             return LinearDecay(start, num_refreshes)
+
+
+def choose_engine(
+    model: nn.Module, topology: Topology, run: Run, example: torch.Tensor, *, stored: bool | None
+) -> Choice:
+    """The network that is trained: of active weights only where a run asks for it and it pays.
+
+    Args:
+        model: With masks.
+        topology: Of this model; follows the network that is returned.
+        run: The settings.
+        example: Images of the shape of a training batch.
+        stored: What a checkpoint of the run was made with; None where there is none.
+
+    Raises:
+        ValueError: The kernels are asked for and cannot run the network.
+    """
+    wanted = run.loop.engine
+    if stored is not None:
+        wanted = "sparse" if stored else "dense"
+    if wanted == "dense":
+        return Choice(model, None)
+    refusals = engine_refusals(run)
+    if wanted == "auto" and (refusals or example.device.type != "cpu"):
+        return Choice(model, None)
+    if run.loop.engine == "auto" and stored is None:
+        return choose_network(model, topology, (example,))
+    try:
+        return Choice(to_engine(model, topology, example, engine="sparse"), None)
+    except ValueError as error:
+        if stored is None:
+            raise
+        raise ValueError(
+            f"the checkpoint was made with the engine, which does not work here ({error}); "
+            "go on where it does, or start again with --overwrite."
+        ) from error
 
 
 def build_corrector(

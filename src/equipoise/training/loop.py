@@ -15,6 +15,7 @@ import torch
 
 from equipoise.data import Dataset
 from equipoise.data.folder import FolderDataset
+from equipoise.engine.network import to_dense
 from equipoise.records import (
     MANIFEST,
     RECORDS,
@@ -91,8 +92,11 @@ def train(
     if finished is not None:
         return Outcome(records=finished, finished=True, resumed=True)
     with _deterministic(wanted=run.loop.deterministic):
-        session = Session(run, dataset)
-        records = [] if overwrite else _resume(session, folder)
+        state = None if overwrite else _stored_state(folder)
+        # A run goes on as it began, because the two kinds of network have states of two kinds.
+        begun_with = None if state is None else bool(state.get("engine", False))
+        session = Session(run, dataset, uses_engine=begun_with)
+        records = [] if state is None else _resume(session, folder, state)
         resumed = bool(records) or session.step > 0
         if not resumed:
             # What another run left goes first, so that a kill here cannot mix the two.
@@ -164,7 +168,7 @@ class _Writer:
 
     def model(self) -> None:
         """The trained weights under plain names, for torch without this library."""
-        save_whole(self._folder / MODEL, self._session.model.state_dict())
+        save_whole(self._folder / MODEL, to_dense(self._session.model).state_dict())
 
 
 def _finished(run: Run, folder: Path, label: str) -> list[EpochRecord] | None:
@@ -207,12 +211,15 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
 
 
-def _resume(session: Session, folder: Path) -> list[EpochRecord]:
-    """Loads the last checkpoint, if there is one, and the records up to it."""
+def _stored_state(folder: Path) -> dict[str, Any] | None:
+    """The last checkpoint of a folder, if there is one."""
     path = folder / CHECKPOINT
-    if not path.exists():
-        return []
-    session.load_state_dict(load_checkpoint(path))
+    return load_checkpoint(path) if path.exists() else None
+
+
+def _resume(session: Session, folder: Path, state: dict[str, Any]) -> list[EpochRecord]:
+    """Loads a checkpoint, and the records up to it."""
+    session.load_state_dict(state)
     records = [r for r in read_records(folder / RECORDS) if r.epoch <= session.epoch]
     if [r.epoch for r in records] != list(range(1, session.epoch + 1)):
         raise ValueError(

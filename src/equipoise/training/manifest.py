@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from equipoise import __version__
+from equipoise.engine.library import kernels
 from equipoise.records import FORMAT
 from equipoise.settings import as_plain
 from equipoise.training.session import Session
@@ -58,11 +59,16 @@ def describe_run(session: Session, label: str) -> dict[str, Any]:
             "checksums_sha256": dict(images.train.checksums) | dict(images.test.checksums),
         },
         "network": {
-            "parameters": sum(p.numel() for p in session.model.parameters()),
+            "parameters": session.num_parameters,
             "maskable_weights": sum(mask.numel() for mask in session.topology.masks.values()),
             "active_weights": session.topology.num_active,
             "forward_flops_per_sample": session.flops.sparse,
             "dense_forward_flops_per_sample": session.flops.dense,
+        },
+        "engine": {
+            "used": session.uses_engine,
+            "instructions": kernels().instructions if session.uses_engine else None,
+            "reason": session.engine_reason,
         },
         "steps": session.total_steps,
     }

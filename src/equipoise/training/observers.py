@@ -129,6 +129,12 @@ class Bar:
 
     def start(self, session: Session) -> None:
         """Shows the bar from where the session stands."""
+        if session.uses_engine:
+            self._console.print("Engine: active weights only.", highlight=False)
+        elif session.engine_reason is not None:
+            self._console.print(
+                f"Engine not used: {session.engine_reason}.", highlight=False, soft_wrap=True
+            )
         # A refresh goes over the data as an epoch does, so it moves the bar as well.
         sweeps = 2 if makes_refresh_passes(session) else 1
         size = session.loader.num_samples

@@ -34,13 +34,21 @@ class Session:
     Args:
         run: The settings; checked here.
         dataset: The images; default: read as the settings say.
+        uses_engine: What the checkpoint that will be loaded was made with; None for a new run,
+            which then decides.
 
     Raises:
         ValueError: A setting is out of range or does not fit the data.
         FileNotFoundError: The data are not on this machine.
     """
 
-    def __init__(self, run: Run, dataset: Dataset | FolderDataset | None = None) -> None:
+    def __init__(
+        self,
+        run: Run,
+        dataset: Dataset | FolderDataset | None = None,
+        *,
+        uses_engine: bool | None = None,
+    ) -> None:
         validate(run)
         self.run = run
         self.device = build.resolve_device(run.loop.device)
@@ -52,6 +60,12 @@ class Session:
         self.model = build.build_model(run, self.images.train, self.device)
         self.topology = build.build_topology(self.model, run, self.total_steps, self.meter)
         self.flops = self._count_flops()
+        self.num_parameters = sum(p.numel() for p in self.model.parameters())
+        masked = self.model
+        self.model, self.engine_reason = build.choose_engine(
+            masked, self.topology, run, self._example_batch(), stored=uses_engine
+        )
+        self.uses_engine = self.model is not masked
         if run.loop.compile:
             # Only now: what the compiler meets while operations are counted it never compiles.
             self.model.compile()
@@ -163,7 +177,7 @@ class Session:
             "loss_sum": float(self._loss_sum),
             "seen": self._seen,
         }
-        return {**parts, "random": random, "position": position}
+        return {**parts, "random": random, "position": position, "engine": self.uses_engine}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`.
@@ -230,6 +244,13 @@ class Session:
         loader = build.test_loader(images, self.run, self.device)
         with build.autocast(self.run.loop, self.device):
             return evaluate(self.model, loader.epoch(0))
+
+    def _example_batch(self) -> Tensor:
+        """Images of the shape of a training batch; zeros, so that nothing is decoded."""
+        channels, side = build.image_shape(self.images.train, self.run.data)
+        batch = torch.zeros(self.loader.batch_size, channels, side, side, device=self.device)
+        last = self.run.loop.channels_last
+        return batch.contiguous(memory_format=torch.channels_last) if last else batch
 
     def _count_flops(self) -> Flops:
         """Operations of one sample under the planned densities."""

@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from equipoise.engine.network import plain_state
 from equipoise.records import read_run
 from equipoise.settings import Run, as_plain, from_plain, with_setting
 from equipoise.shipping import SparseFileSummary, SparseState, load_sparse, save_sparse
@@ -202,7 +203,7 @@ def _state_in(path: Path) -> dict[str, Tensor]:
             raise _unusable(path, error) from error
     if not _holds_tensors(state):
         raise _unusable(path, TypeError())
-    return dict(state)
+    return plain_state(state)
 
 
 def _masks_in(checkpoint: Path) -> dict[str, Tensor] | None:

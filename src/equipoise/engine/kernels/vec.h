@@ -1,0 +1,247 @@
+// One line: the same number for 16 samples of a batch, in whatever registers the processor has.
+//
+// Every file that includes this is compiled once for each instruction set, with EQ_ISA naming the
+// one in use, so nothing here may have external linkage.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if EQ_ISA == 512 || EQ_ISA == 256
+#include <immintrin.h>
+#endif
+
+#define EQ_INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define EQ_UNROLL _Pragma("unroll")
+#else
+#define EQ_UNROLL _Pragma("GCC unroll 32")
+#endif
+
+namespace {
+
+constexpr int kLanes = 16;
+
+#if EQ_ISA == 512
+
+constexpr int kRegisterLines = 24;  // accumulators that fit beside what an inner loop needs
+struct Line {
+  __m512 v;
+};
+EQ_INLINE Line zero() { return {_mm512_setzero_ps()}; }
+EQ_INLINE Line all(float a) { return {_mm512_set1_ps(a)}; }
+EQ_INLINE Line load(const float* p) { return {_mm512_loadu_ps(p)}; }
+EQ_INLINE void store(float* p, Line a) { _mm512_storeu_ps(p, a.v); }
+EQ_INLINE Line add(Line a, Line b) { return {_mm512_add_ps(a.v, b.v)}; }
+EQ_INLINE Line sub(Line a, Line b) { return {_mm512_sub_ps(a.v, b.v)}; }
+EQ_INLINE Line mul(Line a, Line b) { return {_mm512_mul_ps(a.v, b.v)}; }
+// a * b + c, rounded once.
+EQ_INLINE Line fma(Line a, Line b, Line c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+// The larger one; b where either is NaN.
+EQ_INLINE Line max(Line a, Line b) { return {_mm512_max_ps(a.v, b.v)}; }
+// yes where a > b, else no.
+EQ_INLINE Line where_greater(Line a, Line b, Line yes, Line no) {
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ), no.v, yes.v)};
+}
+// yes where a == b, else no.
+EQ_INLINE Line where_equal(Line a, Line b, Line yes, Line no) {
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ), no.v, yes.v)};
+}
+EQ_INLINE float sum(Line a) { return _mm512_reduce_add_ps(a.v); }
+// out[i] += the sum of the lanes of a[i], for four lines at a time.
+EQ_INLINE void add_sums4(float* out, Line a, Line b, Line c, Line d) {
+  // Pairs within 128-bit lanes first, so that one register holds all four sums.
+  __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a.v, b.v), _mm512_unpackhi_ps(a.v, b.v));
+  __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c.v, d.v), _mm512_unpackhi_ps(c.v, d.v));
+  __m512 t = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xEE));
+  __m256 h = _mm256_add_ps(_mm512_castps512_ps256(t), _mm512_extractf32x8_ps(t, 1));
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+  _mm_storeu_ps(out, _mm_add_ps(_mm_loadu_ps(out), s));
+}
+// Turns the 16 x 16 numbers t[i][lane] into t[lane][i].
+EQ_INLINE void transpose(Line (&t)[kLanes]) {
+  __m512 u[kLanes];  // the 4 x 4 pieces turned, each where it was
+  EQ_UNROLL for (int i = 0; i < kLanes; i += 4) {
+    __m512 a = _mm512_unpacklo_ps(t[i].v, t[i + 1].v), b = _mm512_unpackhi_ps(t[i].v, t[i + 1].v);
+    __m512 c = _mm512_unpacklo_ps(t[i + 2].v, t[i + 3].v);
+    __m512 d = _mm512_unpackhi_ps(t[i + 2].v, t[i + 3].v);
+    u[i] = _mm512_shuffle_ps(a, c, 0x44);
+    u[i + 1] = _mm512_shuffle_ps(a, c, 0xEE);
+    u[i + 2] = _mm512_shuffle_ps(b, d, 0x44);
+    u[i + 3] = _mm512_shuffle_ps(b, d, 0xEE);
+  }
+  EQ_UNROLL for (int i = 0; i < 4; ++i) {  // then the pieces change places
+    __m512 a = _mm512_shuffle_f32x4(u[i], u[i + 4], 0x88);
+    __m512 b = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0x88);
+    __m512 c = _mm512_shuffle_f32x4(u[i], u[i + 4], 0xDD);
+    __m512 d = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0xDD);
+    t[i].v = _mm512_shuffle_f32x4(a, b, 0x88);
+    t[i + 4].v = _mm512_shuffle_f32x4(c, d, 0x88);
+    t[i + 8].v = _mm512_shuffle_f32x4(a, b, 0xDD);
+    t[i + 12].v = _mm512_shuffle_f32x4(c, d, 0xDD);
+  }
+}
+
+#elif EQ_ISA == 256
+
+constexpr int kRegisterLines = 6;
+struct Line {
+  __m256 a, b;
+};
+EQ_INLINE Line zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+EQ_INLINE Line all(float x) {
+  __m256 v = _mm256_set1_ps(x);
+  return {v, v};
+}
+EQ_INLINE Line load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+EQ_INLINE void store(float* p, Line x) {
+  _mm256_storeu_ps(p, x.a);
+  _mm256_storeu_ps(p + 8, x.b);
+}
+EQ_INLINE Line add(Line x, Line y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+EQ_INLINE Line sub(Line x, Line y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+EQ_INLINE Line mul(Line x, Line y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+EQ_INLINE Line fma(Line x, Line y, Line z) {
+  return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+}
+EQ_INLINE Line max(Line x, Line y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+EQ_INLINE Line where_greater(Line x, Line y, Line yes, Line no) {
+  return {_mm256_blendv_ps(no.a, yes.a, _mm256_cmp_ps(x.a, y.a, _CMP_GT_OQ)),
+          _mm256_blendv_ps(no.b, yes.b, _mm256_cmp_ps(x.b, y.b, _CMP_GT_OQ))};
+}
+EQ_INLINE Line where_equal(Line x, Line y, Line yes, Line no) {
+  return {_mm256_blendv_ps(no.a, yes.a, _mm256_cmp_ps(x.a, y.a, _CMP_EQ_OQ)),
+          _mm256_blendv_ps(no.b, yes.b, _mm256_cmp_ps(x.b, y.b, _CMP_EQ_OQ))};
+}
+EQ_INLINE float sum(Line x) {
+  __m256 v = _mm256_add_ps(x.a, x.b);
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+EQ_INLINE void add_sums4(float* out, Line a, Line b, Line c, Line d) {
+  __m256 ab = _mm256_hadd_ps(_mm256_add_ps(a.a, a.b), _mm256_add_ps(b.a, b.b));
+  __m256 cd = _mm256_hadd_ps(_mm256_add_ps(c.a, c.b), _mm256_add_ps(d.a, d.b));
+  __m256 t = _mm256_hadd_ps(ab, cd);
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(t), _mm256_extractf128_ps(t, 1));
+  _mm_storeu_ps(out, _mm_add_ps(_mm_loadu_ps(out), s));
+}
+EQ_INLINE void turn8(const __m256 (&r)[8], __m256 (&out)[8]) {
+  __m256 t[8], u[8];
+  EQ_UNROLL for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+    t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+  }
+  EQ_UNROLL for (int i = 0; i < 8; i += 4) {
+    u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+    u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xEE);
+    u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+    u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xEE);
+  }
+  EQ_UNROLL for (int i = 0; i < 4; ++i) {
+    out[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
+    out[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
+  }
+}
+EQ_INLINE void transpose(Line (&t)[kLanes]) {
+  __m256 q[4][8], r[4][8];  // the quarters: upper left, upper right, lower left, lower right
+  EQ_UNROLL for (int i = 0; i < 8; ++i) {
+    q[0][i] = t[i].a;
+    q[1][i] = t[i].b;
+    q[2][i] = t[i + 8].a;
+    q[3][i] = t[i + 8].b;
+  }
+  EQ_UNROLL for (int i = 0; i < 4; ++i) turn8(q[i], r[i]);
+  EQ_UNROLL for (int i = 0; i < 8; ++i) {
+    t[i] = {r[0][i], r[2][i]};
+    t[i + 8] = {r[1][i], r[3][i]};
+  }
+}
+
+#else  // any processor: the compiler's own vectors of four
+
+constexpr int kRegisterLines = 4;
+typedef float Quad __attribute__((vector_size(16)));
+typedef int32_t QuadMask __attribute__((vector_size(16)));
+struct Line {
+  Quad q[4];
+};
+#define EQ_QUADS for (int i = 0; i < 4; ++i)
+EQ_INLINE Line all(float x) {
+  Line r;
+  EQ_UNROLL EQ_QUADS r.q[i] = Quad{x, x, x, x};
+  return r;
+}
+EQ_INLINE Line zero() { return all(0.0f); }
+EQ_INLINE Line load(const float* p) {
+  Line r;
+  std::memcpy(&r, p, sizeof r);
+  return r;
+}
+EQ_INLINE void store(float* p, Line x) { std::memcpy(p, &x, sizeof x); }
+EQ_INLINE Line add(Line x, Line y) {
+  EQ_UNROLL EQ_QUADS x.q[i] += y.q[i];
+  return x;
+}
+EQ_INLINE Line sub(Line x, Line y) {
+  EQ_UNROLL EQ_QUADS x.q[i] -= y.q[i];
+  return x;
+}
+EQ_INLINE Line mul(Line x, Line y) {
+  EQ_UNROLL EQ_QUADS x.q[i] *= y.q[i];
+  return x;
+}
+EQ_INLINE Line fma(Line x, Line y, Line z) {
+  EQ_UNROLL EQ_QUADS z.q[i] += x.q[i] * y.q[i];
+  return z;
+}
+EQ_INLINE Quad choose(QuadMask m, Quad yes, Quad no) {
+  return (Quad)((m & (QuadMask)yes) | (~m & (QuadMask)no));
+}
+EQ_INLINE Line max(Line x, Line y) {
+  EQ_UNROLL EQ_QUADS x.q[i] = choose(x.q[i] > y.q[i], x.q[i], y.q[i]);
+  return x;
+}
+EQ_INLINE Line where_greater(Line x, Line y, Line yes, Line no) {
+  EQ_UNROLL EQ_QUADS x.q[i] = choose(x.q[i] > y.q[i], yes.q[i], no.q[i]);
+  return x;
+}
+EQ_INLINE Line where_equal(Line x, Line y, Line yes, Line no) {
+  EQ_UNROLL EQ_QUADS x.q[i] = choose(x.q[i] == y.q[i], yes.q[i], no.q[i]);
+  return x;
+}
+EQ_INLINE float sum(Line x) {
+  Quad s = (x.q[0] + x.q[1]) + (x.q[2] + x.q[3]);
+  return (s[0] + s[1]) + (s[2] + s[3]);
+}
+EQ_INLINE void add_sums4(float* out, Line a, Line b, Line c, Line d) {
+  out[0] += sum(a);
+  out[1] += sum(b);
+  out[2] += sum(c);
+  out[3] += sum(d);
+}
+EQ_INLINE void transpose(Line (&t)[kLanes]) {
+  Line r[kLanes];
+  EQ_UNROLL for (int i = 0; i < kLanes; i += 4) {
+    EQ_UNROLL for (int j = 0; j < 4; ++j) {
+      Quad a = t[i].q[j], b = t[i + 1].q[j], c = t[i + 2].q[j], d = t[i + 3].q[j];
+      EQ_UNROLL for (int k = 0; k < 4; ++k) {
+        r[4 * j + k].q[i / 4] = Quad{a[k], b[k], c[k], d[k]};
+      }
+    }
+  }
+  EQ_UNROLL for (int i = 0; i < kLanes; ++i) t[i] = r[i];
+}
+
+#endif
+
+// The first n lanes of a, the others zero.
+EQ_INLINE Line first_lanes(Line a, int n) {
+  if (n >= kLanes) return a;
+  alignas(64) float t[kLanes];
+  store(t, a);
+  for (int i = n; i < kLanes; ++i) t[i] = 0.0f;
+  return load(t);
+}
+
+}  // namespace

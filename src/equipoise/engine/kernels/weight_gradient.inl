@@ -1,0 +1,174 @@
+// Gradients of the entries of a list: of the active weights only.
+
+namespace {
+
+using GradientTile = void (*)(const EqList&, const EqGrid&, const int32_t* offsets,
+                              const float* in, const float* out_gradient, float* sums,
+                              int64_t first_row, int64_t end_row, int skip_rows,
+                              int skip_columns);
+
+// Sum over the tile of gradient * input, in two chains so that they do not wait for each other.
+template <int R, int C>
+EQ_INLINE Line dot(const Line* gradient, const float* source, int64_t in_row, int64_t in_column) {
+  Line even = zero(), odd = zero();
+  EQ_UNROLL for (int r = 0; r < R; ++r) EQ_UNROLL for (int c = 0; c < C; ++c) {
+    const int p = r * C + c;
+    const Line seen = load(source + r * in_row + c * in_column);
+    if (p % 2 == 0) {
+      even = fma(gradient[p], seen, even);
+    } else {
+      odd = fma(gradient[p], seen, odd);
+    }
+  }
+  return add(even, odd);
+}
+
+// Adds one tile's share to `sums`, which has a number for each weight of each entry. The first
+// skip_rows and skip_columns of the tile belong to the tile before it as well and do not count.
+template <int G, int R, int C, int Step>
+void gradient_tile(const EqList& list, const EqGrid& grid, const int32_t* offsets, const float* in,
+                   const float* out_gradient, float* sums, int64_t first_row, int64_t end_row,
+                   int skip_rows, int skip_columns) {
+  const int64_t in_column = column_step<Step>(grid.in_column), in_row = grid.in_row;
+  for (int64_t block = 0; block < list.blocks; ++block) {
+    const int32_t* starts = list.starts + block * (list.rows + 1);
+    for (int64_t row = first_row; row < end_row; ++row) {
+      int32_t k = starts[row];
+      const int32_t end = starts[row + 1];
+      if (k == end) continue;
+      const float* source_gradient = out_gradient + row * G * grid.out_channel;
+      Line gradient[G][R * C];
+      const int64_t present = G == 1 ? 1 : grid.last_row - row * G;
+      EQ_UNROLL for (int g = 0; g < G; ++g) {
+        EQ_UNROLL for (int r = 0; r < R; ++r) EQ_UNROLL for (int c = 0; c < C; ++c) {
+          gradient[g][r * C + c] =
+              G > 1 && g >= present
+                  ? zero()
+                  : load(source_gradient + g * grid.out_channel + r * grid.out_row +
+                         c * grid.out_column);
+        }
+      }
+      if (skip_rows + skip_columns > 0) {
+        EQ_UNROLL for (int g = 0; g < G; ++g) {
+          EQ_UNROLL for (int r = 0; r < R; ++r) EQ_UNROLL for (int c = 0; c < C; ++c) {
+            if (r < skip_rows || c < skip_columns) gradient[g][r * C + c] = zero();
+          }
+        }
+      }
+      if constexpr (G == 1) {
+        for (; k + 3 < end; k += 4) {
+          add_sums4(sums + k, dot<R, C>(gradient[0], in + offsets[k], in_row, in_column),
+                    dot<R, C>(gradient[0], in + offsets[k + 1], in_row, in_column),
+                    dot<R, C>(gradient[0], in + offsets[k + 2], in_row, in_column),
+                    dot<R, C>(gradient[0], in + offsets[k + 3], in_row, in_column));
+        }
+        for (; k < end; ++k) {
+          sums[k] += sum(dot<R, C>(gradient[0], in + offsets[k], in_row, in_column));
+        }
+      } else {
+        for (; k < end; ++k) {
+          const float* source = in + offsets[k];
+          Line dots[G];
+          EQ_UNROLL for (int g = 0; g < G; ++g) dots[g] = zero();
+          EQ_UNROLL for (int r = 0; r < R; ++r) EQ_UNROLL for (int c = 0; c < C; ++c) {
+            const Line seen = load(source + r * in_row + c * in_column);
+            EQ_UNROLL for (int g = 0; g < G; ++g) {
+              dots[g] = fma(gradient[g][r * C + c], seen, dots[g]);
+            }
+          }
+          float* target = sums + static_cast<int64_t>(k) * G;
+          if constexpr (G == 4) {
+            add_sums4(target, dots[0], dots[1], dots[2], dots[3]);
+          } else {
+            EQ_UNROLL for (int g = 0; g < G; ++g) target[g] += sum(dots[g]);
+          }
+        }
+      }
+    }
+  }
+}
+
+template <int G, int R, int C>
+GradientTile gradient_tile_for(int64_t in_column) {
+  if constexpr (!fits(G, R, C)) return nullptr;
+  if (in_column == kLanes) return &gradient_tile<G, R, C, 1>;
+  if (in_column == 2 * kLanes) return &gradient_tile<G, R, C, 2>;
+  if constexpr (R * C == 1) return &gradient_tile<G, R, C, 0>;
+  return nullptr;
+}
+
+// The function for the asked tile, or for the largest smaller one there is.
+GradientTile choose_gradient_tile(int64_t group, const EqGrid& grid, TileShape* chosen) {
+  GradientTile found = nullptr;
+  const int64_t most_rows = grid.tile_rows < grid.rows ? grid.tile_rows : grid.rows;
+  const int64_t most_columns = grid.tile_columns < grid.columns ? grid.tile_columns : grid.columns;
+#define EQ_CHOOSE(G, R, C)                                                \
+  if (group == G && R <= most_rows && C <= most_columns) {                \
+    if (GradientTile tile = gradient_tile_for<G, R, C>(grid.in_column)) { \
+      found = tile;                                                       \
+      *chosen = {G, R, C};                                                \
+    }                                                                     \
+  }
+  EQ_TILE_SHAPES(EQ_CHOOSE)
+#undef EQ_CHOOSE
+  return found;
+}
+
+// Offsets in floats; a copy only where they are stored in other units.
+const int32_t* scaled_offsets(const EqList& list) {
+  if (list.scale == 1) return list.offsets;
+  static thread_local Scratch scratch;
+  float* memory = scratch.at_least(static_cast<size_t>(list.entries));
+  int32_t* offsets = reinterpret_cast<int32_t*>(memory);
+  for (int64_t k = 0; k < list.entries; ++k) {
+    offsets[k] = static_cast<int32_t>(list.offsets[k] * list.scale);
+  }
+  return offsets;
+}
+
+void weight_gradient(const EqList* list, const EqGrid* grid, const float* in,
+                     const float* out_gradient, float* gradient) {
+  TileShape shape{1, 1, 1};
+  const GradientTile tile = choose_gradient_tile(list->group, *grid, &shape);
+  const int32_t* offsets = scaled_offsets(*list);
+  const int64_t bands = tiles_in(grid->rows, shape.rows);
+  const int64_t strips = tiles_in(grid->columns, shape.columns);
+  const int64_t units = grid->outer * bands, weights = list->entries * list->group;
+  // Each slice of the maps has sums of its own, added up in a fixed order: the result does not
+  // depend on the number of threads. More threads than slices share out the rows of the list.
+  const int64_t slices = units < 1 ? 1 : units < 4 ? units : 4;
+  const int64_t chunks = (grid->threads + slices - 1) / slices;
+  static thread_local Scratch scratch;
+  float* sums = scratch.at_least(static_cast<size_t>(slices * weights));
+  if (weights > 0) std::memset(sums, 0, static_cast<size_t>(slices * weights) * sizeof(float));
+  parallel_for(slices * chunks, grid->threads, [&](int64_t task) {
+    const int64_t slice = task / chunks, chunk = task % chunks;
+    const int64_t first_row = list->rows * chunk / chunks;
+    const int64_t end_row = list->rows * (chunk + 1) / chunks;
+    for (int64_t unit = units * slice / slices; unit < units * (slice + 1) / slices; ++unit) {
+      const int64_t band = unit % bands, outer = unit / bands;
+      const int64_t r = tile_start(band, shape.rows, grid->rows);
+      const float* source = in + outer * grid->in_outer + r * grid->in_row;
+      const float* from = out_gradient + outer * grid->out_outer + r * grid->out_row;
+      for (int64_t strip = 0; strip < strips; ++strip) {
+        const int64_t c = tile_start(strip, shape.columns, grid->columns);
+        tile(*list, *grid, offsets, source + c * grid->in_column, from + c * grid->out_column,
+             sums + slice * weights, first_row, end_row,
+             static_cast<int>(band * shape.rows - r), static_cast<int>(strip * shape.columns - c));
+      }
+    }
+  });
+  const int32_t* sources = list->sources;
+  for (int64_t k = 0; k < weights; ++k) {
+    if (sources[k] >= 0) gradient[sources[k]] = 0.0f;
+  }
+  for (int64_t slice = 0; slice < slices; ++slice) {
+    const float* part = sums + slice * weights;
+    for (int64_t k = 0; k < weights; ++k) {
+      // One weight stands in several entries where a list is made for single positions.
+      if (sources[k] >= 0) gradient[sources[k]] += part[k];
+    }
+  }
+}
+
+}  // namespace

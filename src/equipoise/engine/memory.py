@@ -1,0 +1,88 @@
+"""Memory for feature maps, kept and used again.
+
+Fresh memory costs a page fault every few kilobytes, as much time as a sparse layer takes to fill
+it. And the zero border of a map that is used again for maps of the same form is still zero,
+because the kernels write inside it only.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import weakref
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
+from threading import Lock
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_PAGE = 2 << 20  # a huge page where there are any
+_WASTE = 1.5  # a free block may be this much larger than what it is used for
+
+
+class Pool:
+    """Hands out zeroed float32 tensors and takes their memory back when they are let go.
+
+    A tensor handed out under a key holds what the last one under that key held, zeros the first
+    time. Whoever asks must therefore write everything but what is never written under this key.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[int, ...], list[mmap.mmap]] = defaultdict(list)
+        self._lock = Lock()
+        self.bytes_mapped = 0
+
+    def take(self, key: tuple[int, ...], shape: Sequence[int]) -> Tensor:
+        """A contiguous tensor.
+
+        Args:
+            key: Tensors of one key have one form: the same shape, border and order in memory.
+            shape: Its shape.
+        """
+        size = math.prod(shape)
+        wanted = max(1, -(-size * 4 // _PAGE)) * _PAGE
+        with self._lock:
+            block = self._free[key].pop() if self._free[key] else self._adopt(wanted)
+        if block is None:
+            block = _fresh(wanted)
+            # Small maps would each fill a huge page.
+            if hasattr(mmap, "MADV_HUGEPAGE") and 4 * size >= _PAGE:
+                block.madvise(mmap.MADV_HUGEPAGE)
+            self.bytes_mapped += wanted
+        array = np.frombuffer(block, dtype=np.float32, count=size)
+        weakref.finalize(array, partial(self._give_back, key, block)).atexit = False
+        return torch.from_numpy(array).view(*shape)
+
+    def release(self) -> None:
+        """Returns all memory that is not in use to the system."""
+        with self._lock:
+            freed, self._free = self._free, defaultdict(list)
+            for blocks in freed.values():
+                self.bytes_mapped -= sum(len(block) for block in blocks)
+
+    def _give_back(self, key: tuple[int, ...], block: mmap.mmap) -> None:
+        self._free[key].append(block)
+
+    def _adopt(self, wanted: int) -> mmap.mmap | None:
+        """A free block of another form, wiped; None if none has the right size."""
+        # A copy, because blocks come back at any moment, without the lock.
+        for blocks in list(self._free.values()):
+            for place, block in enumerate(blocks):
+                if wanted <= len(block) <= _WASTE * wanted:
+                    del blocks[place]
+                    np.frombuffer(block, dtype=np.uint8).fill(0)
+                    return block
+        return None
+
+
+def _fresh(size: int) -> mmap.mmap:
+    """New zeroed memory, private: a forked process must not write into that of its parent."""
+    if hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return mmap.mmap(-1, size)
+
+
+POOL = Pool()

@@ -1,0 +1,1 @@
+"""How fast the engine is: what `equipoise plan` expects and what `equipoise bench` measures."""
