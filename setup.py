@@ -13,7 +13,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 SOURCES = Path("src/equipoise/engine/kernels")
-COMMON = ["-std=c++17", "-O3", "-fPIC", "-fno-math-errno"]
+COMMON = ["-std=c++17", "-O3", "-g0", "-fPIC", "-fno-math-errno"]
 COMMON += ["-fno-trapping-math", "-ffp-contract=fast", "-w"]
 X86 = {
     "avx2.cpp": ["-mavx2", "-mfma"],

@@ -1,4 +1,4 @@
-"""The command line: train, compare, evaluate, export, report, list.
+"""The command line: train, compare, evaluate, export, report, plan, bench, list.
 
 Torch is imported inside the commands only, so that help and mistakes are answered at once.
 """
@@ -18,6 +18,7 @@ from rich.console import Console
 
 from equipoise.arguments import Arm, check_words, nearest, parse_arm
 from equipoise.settings import Run, setting_types, validate, with_setting
+from equipoise.speed.settings import Benchmark, check_benchmark
 
 if TYPE_CHECKING:
     from equipoise.training.observers import Observer
@@ -97,6 +98,14 @@ class Reporting:
     """HTML file to write, with PNG files beside it; default: report.html in that folder."""
     baseline: str | None = None
     """Arm that the others are compared with; default: as the comparison says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planning:
+    """On what it is planned."""
+
+    threads: int | None = None
+    """Processor threads; default: torch's choice."""
 
 
 def train(run: tyro.conf.OmitArgPrefixes[Run], output: tyro.conf.OmitArgPrefixes[Output]) -> int:
@@ -223,6 +232,31 @@ def report(reporting: tyro.conf.OmitArgPrefixes[Reporting]) -> int:
     return 0
 
 
+def plan_training(
+    run: tyro.conf.OmitArgPrefixes[Run], planning: tyro.conf.OmitArgPrefixes[Planning]
+) -> int:
+    """Tell what training would gain from the engine on this machine: the options are train's.
+
+    No data are read. Layers are timed once, up to 2 seconds each, and remembered. Where there is
+    nothing to gain, or there are no kernels, it says so and ends with status 0 all the same.
+    """
+    validate(run)
+    from equipoise.speed.commands import show_plan
+
+    _set_threads(planning.threads)
+    show_plan(run, Console())
+    return 0
+
+
+def bench(benchmark: tyro.conf.OmitArgPrefixes[Benchmark]) -> int:
+    """Time whole training steps with the engine against masks, in turns in one process."""
+    check_benchmark(benchmark)
+    from equipoise.speed.commands import show_bench
+
+    show_bench(benchmark, Console())
+    return 0
+
+
 def list_everything() -> int:
     """List the models, data sets, topologies and correctors, and what is on this machine."""
     from equipoise.listing import print_lists
@@ -237,6 +271,8 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": evaluate,
     "export": export,
     "report": report,
+    "plan": plan_training,
+    "bench": bench,
     "list": list_everything,
 }
 

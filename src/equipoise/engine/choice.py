@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ _SHARED_FROM = 0.3  # density from which it can pay that rows share what they re
 _TIMED_BATCH = 32
 _REPEATS = 3
 _FINALISTS = 4
+_LARGEST = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,8 @@ class Memory:
         """What is remembered under a key, if it makes sense."""
         try:
             entry = self._known[key]
-            parts = {
-                name: Tiling(**{k: int(v) for k, v in entry["way"][name].items()})
-                for name in ("forward", "input", "weight")
-            }
-            way = Way(**parts, wide=bool(entry["way"]["wide"]))
-            return Timed(way, float(entry["seconds"]), float(entry["torch_seconds"]))
+            times = float(entry["seconds"]), float(entry["torch_seconds"])
+            return Timed(way_from(entry["way"]), *times)
         except (KeyError, TypeError, ValueError, AttributeError):
             return None
 
@@ -103,6 +100,25 @@ class Memory:
             partial.replace(self._path)
         except OSError:
             self._path = None
+
+
+def way_from(plain: Mapping[str, Any]) -> Way:
+    """The inverse of `dataclasses.asdict`, for what was stored; the kernels trust a way.
+
+    Raises:
+        KeyError: Something is missing.
+        TypeError: Something is of another type.
+        ValueError: No kernel can run it.
+    """
+    parts = {
+        name: Tiling(**{k: int(v) for k, v in plain[name].items()})
+        for name in ("forward", "input", "weight")
+    }
+    for tiling in parts.values():
+        sizes = (tiling.block + 1, tiling.rows, tiling.columns)
+        if tiling.group not in (1, 2, 4) or not all(1 <= size <= _LARGEST for size in sizes):
+            raise ValueError(f"{tiling} is no way to run a layer; delete it to have one timed.")
+    return Way(**parts, wide=bool(plain["wide"]))
 
 
 def machine_memory() -> Memory:

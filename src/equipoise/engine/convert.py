@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
-import time
+import inspect
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from equipoise.engine.checks import (
+    batch_of,
+    few_samples,
+    modes_kept,
+    same_numbers,
+    unreached,
+)
 from equipoise.engine.choice import Memory, Timed, choose_way, machine_memory
+from equipoise.engine.convolution import Way
 from equipoise.engine.layers import (
     Dense,
     SparseLayer,
@@ -24,11 +29,11 @@ from equipoise.engine.layers import (
     unsupported_because,
 )
 from equipoise.engine.library import unavailable_because
-from equipoise.engine.maps import num_threads
-from equipoise.engine.network import EngineNetwork, rebuilt
-from equipoise.engine.program import dense_way
+from equipoise.engine.network import EngineNetwork, rebuilt, ways_of
+from equipoise.engine.program import Program, dense_way
+from equipoise.engine.timing import speed_up, too_small
 from equipoise.engine.tracing import UntraceableError, is_watched, layers_used, trace
-from equipoise.points import preserved, trainable, value_and_gradient_at
+from equipoise.points import preserved
 from equipoise.topology import Topology
 from equipoise.topology.compact_weight import CompactWeight
 from equipoise.topology.masked_weight import MaskedWeight
@@ -36,9 +41,8 @@ from equipoise.topology.store import Store
 
 Inputs: TypeAlias = Tensor | tuple[Any, ...]
 
-_WORTH_SECONDS = 0.005  # a step that is shorter than this has nothing to gain
 _LEAST_GAIN = 1.02
-_DECISION_SAMPLES = 64
+_SLOWER = "torch is faster"
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,14 @@ class Conversion:
         layers: What became of every convolution and linear layer.
         untraced: Why the layers are converted one by one, each with its own change of layout;
             None if the whole network stays in the kernels' layout.
+        fault: Why nothing is converted after all, and `network` is the given one; None if all is
+            well.
     """
 
     network: nn.Module
     layers: tuple[LayerChoice, ...]
     untraced: str | None
+    fault: str | None = None
 
 
 class Choice(NamedTuple):
@@ -114,7 +121,8 @@ def to_engine(
         The network to train. `to_dense` turns it into a plain one again.
 
     Raises:
-        ValueError: With "sparse", if no layer can be converted; with the reason.
+        ValueError: The topology is that of another model, or attached; with "sparse", also if no
+            layer can be converted, with the reason. Nothing is changed then.
 
     Example:
         >>> from equipoise import Topology
@@ -126,11 +134,18 @@ def to_engine(
         >>> model(torch.ones(32, 64)).sum().backward()
         >>> optimizer.step()
         >>> model.get_submodule("0").values.shape, topology.num_active
-        (torch.Size([417]), 473)
+        (torch.Size([300]), 474)
     """
     if engine not in ("auto", "sparse"):
         raise ValueError(f"engine is 'auto' or 'sparse'; got {engine!r}.")
     inputs = example_batch if isinstance(example_batch, tuple) else (example_batch,)
+    own = {id(parameter) for parameter in model.parameters()}
+    for name, parameter in topology.parameters.items():
+        if id(parameter) not in own:
+            raise ValueError(
+                f"the topology masks {name}, which is no weight of this {type(model).__name__}; "
+                "pass the model that the topology was made with."
+            )
     if engine == "auto":
         network, reason = choose_network(model, topology, inputs)
         if reason is not None:
@@ -145,6 +160,32 @@ def to_engine(
         raise ValueError(f"the engine cannot run this network: {reason}; use masks instead.")
     follow_(topology, conversion.network)
     return conversion.network
+
+
+def convert_as_before(
+    model: nn.Module, topology: Topology, inputs: tuple[Any, ...], ways: Mapping[str, Way]
+) -> Choice:
+    """Converts the layers that were converted before, and runs them in the same ways.
+
+    So the parameters have the same names, and all sums the same order, whatever is timed or
+    remembered now. The topology follows the result.
+
+    Args:
+        model: With masks.
+        topology: Of this model.
+        inputs: Of the forward pass, of the shape of a training batch.
+        ways: From `ways_of` the network that was converted before.
+    """
+    reason = refusal(model, inputs)
+    if reason is None:
+        conversion = prepare(model, topology, inputs, Memory(None), ways=ways)
+        reason = _nothing_converted(conversion)
+        if reason is None and ways_of(conversion.network).keys() != ways.keys():
+            reason = "other layers can be converted than before"
+    if reason is not None:
+        return Choice(model, reason)
+    follow_(topology, conversion.network)
+    return Choice(conversion.network, None)
 
 
 def choose_network(
@@ -164,10 +205,13 @@ def choose_network(
         on_layer: Told what becomes of each layer, as soon as that is known.
         on_gain: Told of the conversion, and how many times as fast a step is with it.
     """
-    reason = refusal(model, inputs) or _too_small(model, inputs)
+    reason = refusal(model, inputs)
     if reason is not None:
         return Choice(model, reason)
     memory = machine_memory()
+    reason = too_small(model, inputs, memory)
+    if reason is not None:
+        return Choice(model, reason)
     conversion = prepare(model, topology, inputs, memory, on_layer=on_layer)
     reason = _nothing_converted(conversion)
     if reason is None:
@@ -184,9 +228,17 @@ def choose_network(
 
 def _nothing_converted(conversion: Conversion) -> str | None:
     """Why there is no sparse layer in a conversion; None if there is one."""
+    if conversion.fault is not None:
+        return conversion.fault
     if any(isinstance(m, SparseLayer) for m in conversion.network.modules()):
         return None
-    return "no layer gains from the kernels on this machine"
+    masked = [c for c in conversion.layers if c.density < 1.0]
+    if not masked:
+        return "no layer has inactive weights"
+    if any(c.reason == _SLOWER for c in masked):
+        return "no layer gains from the kernels on this machine"
+    path, reason = masked[0].path, str(masked[0].reason)
+    return f"of the layer {path}, {reason}" if path else reason
 
 
 def refusal(model: nn.Module, inputs: tuple[Any, ...]) -> str | None:
@@ -194,8 +246,14 @@ def refusal(model: nn.Module, inputs: tuple[Any, ...]) -> str | None:
     missing = unavailable_because()
     if missing is not None:
         return missing.rstrip(".")
-    if not any(isinstance(x, Tensor) and x.ndim in (2, 4) for x in inputs):
+    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    if not any(x.ndim >= 2 for x in tensors):
         return "its inputs are neither images nor rows of features"
+    elsewhere = [str(x.device) for x in tensors if x.device.type != "cpu"]
+    if elsewhere:
+        return f"its inputs are on {elsewhere[0]}, and the kernels run on the cpu"
+    if any(isinstance(module, SparseLayer) for module in model.modules()):
+        return "it is converted already"
     reasons = [
         unsupported_because(module)
         for module in model.modules()
@@ -213,6 +271,7 @@ def prepare(
     memory: Memory,
     *,
     always: bool = False,
+    ways: Mapping[str, Way] | None = None,
     on_layer: Callable[[LayerChoice], object] | None = None,
 ) -> Conversion:
     """Converts a network; neither it nor the topology is changed.
@@ -223,11 +282,17 @@ def prepare(
         inputs: Of the forward pass, of the shape of a training batch.
         memory: Of the fastest ways.
         always: Converts sparse layers that torch runs faster too.
+        ways: Converts exactly these layers, to be run in these ways; default: what was timed.
         on_layer: Told what becomes of each layer, as soon as that is known.
     """
     sizes = _input_sizes(model, inputs)
     choices: list[LayerChoice] = []
-    for choice in _choose(model, topology, sizes, _batch(inputs), memory):
+    found = (
+        _choose(model, topology, sizes, batch_of(inputs), memory)
+        if ways is None
+        else _choose_as_before(model, topology, ways)
+    )
+    for choice in found:
         choices.append(choice)
         if on_layer is not None:
             on_layer(choice)
@@ -236,6 +301,25 @@ def prepare(
         for c in choices
         if c.timed is not None and (c.reason is None or (always and c.density < 1.0))
     }
+    conversion = _build(model, topology, choices, chosen)
+    if conversion.untraced is not None:
+        paths = [p for p in chosen if isinstance(conversion.network.get_submodule(p), SparseLayer)]
+        stray = unreached(model, conversion.network, paths, inputs)
+        reason = "its calls are not followed"
+        choices = [replace(c, reason=reason) if c.path in stray else c for c in choices]
+        kept = {path: c for path, c in chosen.items() if path not in stray}
+        conversion = _build(model, topology, choices, kept) if stray else conversion
+    fault = same_numbers(model, conversion.network, inputs)
+    return conversion if fault is None else replace(conversion, network=model, fault=fault)
+
+
+def _build(
+    model: nn.Module,
+    topology: Topology,
+    choices: list[LayerChoice],
+    chosen: Mapping[str, LayerChoice],
+) -> Conversion:
+    """A conversion with these layers in place."""
     sparse, dense = {}, {}
     for path, choice in chosen.items():
         module = model.get_submodule(path)
@@ -246,15 +330,12 @@ def prepare(
             dense[path] = dense_way(module, choice.timed.way)
         else:
             index = mask.flatten().nonzero().squeeze(1)
-            sparse[path] = compact_layer(module, index, choice.timed.way)
-            sparse[path].train(module.training)
+            sparse[path] = layer = compact_layer(module, index, choice.timed.way)
+            layer.values.requires_grad_(module.weight.requires_grad)
+            layer.train(module.training)
     network = rebuilt(model, sparse)
     try:
-        with _modes(model):
-            programs = {}
-            for training in (True, False):
-                model.train(training)
-                programs[training] = trace(model, chosen)
+        programs = _programs(model, chosen)
         followed = set().union(*(layers_used(p.steps) for p in programs.values()))
         if not sparse.keys() <= followed:
             raise UntraceableError("some layers are called in a way that is not followed")
@@ -262,6 +343,19 @@ def prepare(
         return Conversion(network, tuple(choices), str(error))
     shell = rebuilt(model, {path: nn.Identity() for path in sparse})
     return Conversion(EngineNetwork(network, programs, dense, shell), tuple(choices), None)
+
+
+def _programs(model: nn.Module, layers: Container[str]) -> dict[bool, Program]:
+    """What a network does in training mode and in evaluation mode."""
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    if any(p.kind in several for p in inspect.signature(model.forward).parameters.values()):
+        raise UntraceableError("it takes any number of arguments")
+    programs = {}
+    with modes_kept(model):
+        for training in (True, False):
+            model.train(training)
+            programs[training] = trace(model, layers)
+    return programs
 
 
 def follow_(topology: Topology, network: nn.Module) -> None:
@@ -275,47 +369,6 @@ def follow_(topology: Topology, network: nn.Module) -> None:
         else:
             stores[name] = MaskedWeight(parameter, topology.masks[name])
     topology.rebind_(stores, model=network)
-
-
-def speed_up(
-    model: nn.Module, conversion: Conversion, inputs: tuple[Any, ...], memory: Memory
-) -> float:
-    """How many times faster a training step is converted than with masks, on this machine."""
-    batch = min(_batch(inputs), _DECISION_SAMPLES)
-    facts = [
-        (c.path, c.shape, round(4 * math.log2(max(c.density, 1e-9)))) for c in conversion.layers
-    ]
-    shapes = [tuple(x.shape[1:]) for x in inputs if isinstance(x, Tensor)]
-    told = repr((facts, shapes, batch, num_threads(), conversion.untraced is None))
-    key = f"step/{hashlib.sha256(told.encode()).hexdigest()[:16]}"
-    known = memory.number(key)
-    if known is not None:
-        return known
-    few = tuple(x[:batch] if isinstance(x, Tensor) else x for x in inputs)
-    plain, engine = math.inf, math.inf
-    for _ in range(3):  # in turns, so that both meet the same disturbances
-        plain = min(plain, step_seconds(model, few))
-        engine = min(engine, step_seconds(conversion.network, few))
-    memory.keep(key, plain / engine)
-    return plain / engine
-
-
-def step_seconds(model: nn.Module, inputs: tuple[Any, ...]) -> float:
-    """Seconds of one forward and backward pass in training mode; nothing of the model changes."""
-    point = {name: p.detach() for name, p in trainable(model).items()}
-    with _modes(model), preserved(torch.device("cpu")):
-        model.train()
-        start = time.perf_counter()
-        value_and_gradient_at(model, point, lambda: _scalar(model(*inputs)))
-        return time.perf_counter() - start
-
-
-def _too_small(model: nn.Module, inputs: tuple[Any, ...]) -> str | None:
-    """Whether steps are so short that nothing can be gained."""
-    seconds = min(step_seconds(model, inputs) for _ in range(2))
-    if seconds >= _WORTH_SECONDS:
-        return None
-    return f"a step takes {1e3 * seconds:.1f} ms, too little to gain from"
 
 
 def _choose(
@@ -350,8 +403,23 @@ def _choose(
                 geometry_of(module), _positions(module, mask), *sizes[path], batch, memory
             )
             if timed.seconds > timed.torch_seconds:
-                reason = "torch is faster"
+                reason = _SLOWER
         yield LayerChoice(path, shape, density, timed, reason)
+
+
+def _choose_as_before(
+    model: nn.Module, topology: Topology, ways: Mapping[str, Way]
+) -> Iterator[LayerChoice]:
+    """The same layers in the same ways."""
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            continue
+        mask = topology.masks.get(f"{path}.weight" if path else "weight")
+        density = 1.0 if mask is None else int(mask.sum()) / mask.numel()
+        known = path in ways
+        timed = Timed(ways[path], 0.0, 0.0) if known else None
+        reason = None if known else "it was not converted before"
+        yield LayerChoice(path, tuple(module.weight.shape), density, timed, reason)
 
 
 def _positions(module: Dense, mask: Tensor | None) -> Tensor:
@@ -379,36 +447,12 @@ def _input_sizes(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, tuple[i
         for path, module in model.named_modules()
         if isinstance(module, nn.Conv2d | nn.Linear)
     ]
-    few = tuple(x[:1] if isinstance(x, Tensor) else x for x in inputs)
+    few = few_samples(inputs, 1)
     try:
-        with _modes(model), preserved(torch.device("cpu")), torch.no_grad():
+        with modes_kept(model), preserved(torch.device("cpu")), torch.no_grad():
             model.eval()
             model(*few)
     finally:
         for handle in handles:
             handle.remove()
     return sizes
-
-
-def _batch(inputs: tuple[Any, ...]) -> int:
-    """Samples of a batch."""
-    return next((len(x) for x in inputs if isinstance(x, Tensor) and x.ndim > 0), 1)
-
-
-def _scalar(output: Any) -> Tensor:
-    """Any number that depends on everything that a network returns."""
-    if isinstance(output, Tensor):
-        return output.float().mean()
-    parts = output.values() if isinstance(output, dict) else output
-    return torch.stack([_scalar(part) for part in parts]).mean()
-
-
-@contextmanager
-def _modes(model: nn.Module) -> Iterator[None]:
-    """Afterwards every submodule has the mode that it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -166,25 +166,20 @@ def make_list(
     )
     library, shape = kernels(), geometry.argument()
     starts = torch.empty(blocks, groups + 1, dtype=torch.int32)
-    known = (shape, byref(request), positions.data_ptr(), positions.numel(), groups, blocks)
-    # Only lists of single rows have as many entries as weights; the others are counted first.
-    one_each = tiling.group == 1 and maps is None and not transposed
-    entries = (
-        positions.numel()
-        if one_each
-        else _checked(library.make_list(*known, starts.data_ptr(), None, None))
+    # As many entries as there can be: what one weight reaches is one position, or all of a map.
+    most = positions.numel() * (written[0] * written[1] if maps is not None else 1)
+    offsets = torch.empty(most, dtype=torch.int32)
+    sources = torch.empty(most, tiling.group, dtype=torch.int32)
+    entries = library.make_list(
+        *(shape, byref(request), positions.data_ptr(), positions.numel(), groups, blocks),
+        *(starts.data_ptr(), offsets.data_ptr(), sources.data_ptr()),
     )
-    offsets = torch.empty(entries, dtype=torch.int32)
-    sources = torch.empty(entries, tiling.group, dtype=torch.int32)
-    _checked(library.make_list(*known, starts.data_ptr(), offsets.data_ptr(), sources.data_ptr()))
-    return SparseList(starts, offsets, sources, rows, tiling.group)
-
-
-def _checked(entries: int) -> int:
-    """Number of entries that were made."""
     if entries < 0:
         raise MemoryError("there is not enough memory for the index of a sparse layer.")
-    return entries
+    offsets, sources = offsets[:entries], sources[:entries]
+    if 2 * entries < most:
+        offsets, sources = offsets.clone(), sources.clone()
+    return SparseList(starts, offsets, sources, rows, tiling.group)
 
 
 @dataclass(frozen=True)
@@ -241,7 +236,9 @@ class Plan:
     @cached_property
     def weight_list(self) -> SparseList:
         """Reads the input, for the gradient of the weights."""
-        if self.way.weight == self.way.forward:
+        forward, weight = self.way.forward, self.way.weight
+        # Tiles are chosen when a list is used; only what cuts it makes another list.
+        if (forward.block, forward.group) == (weight.block, weight.group):
             return self.forward_list
         return self._list(self.way.weight, self.border, (self.rows, self.columns))
 

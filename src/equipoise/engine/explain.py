@@ -15,12 +15,12 @@ from equipoise.engine.convert import (
     choose_network,
     prepare,
     refusal,
-    speed_up,
 )
 from equipoise.engine.convolution import Way
 from equipoise.engine.layers import SparseLayer
 from equipoise.engine.library import kernels, unavailable_because
 from equipoise.engine.maps import LANES, num_threads
+from equipoise.engine.timing import speed_up
 from equipoise.topology import Topology
 
 _GROUPS = {2: "rows in twos", 4: "rows in fours"}
@@ -121,14 +121,18 @@ def explain(
         if reason is None:
             memory = machine_memory()
             conversion = prepare(model, topology, inputs, memory, always=True, on_layer=see)
-            if any(isinstance(m, SparseLayer) for m in conversion.network.modules()):
-                network = conversion.network
+            network, reason = conversion.network, conversion.fault
+            has_sparse = any(isinstance(m, SparseLayer) for m in network.modules())
+            if reason is None and not has_sparse:
+                reason = "no layer has masks that the kernels can follow"
+            if reason is None:
                 gains.append((conversion, speed_up(model, conversion, inputs, memory)))
             else:
-                reason = "no layer has masks that the kernels can follow"
+                network = model
     return Explanation(
         network=network,
-        layers=tuple(known),
+        # The conversion has found out more since the layers were told one by one.
+        layers=gains[-1][0].layers if gains else tuple(known),
         gain=gains[-1][1] if gains else None,
         reason=reason,
         untraced=gains[-1][0].untraced if gains else None,

@@ -142,9 +142,9 @@ class SparseLayer(nn.Module):
             return None
         return lambda dense: told(lambda: dense().view(shape))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name that torch's layers use)
         """Plain tensors in and out, of the shapes of the layer that this one replaces."""
-        lead = x.shape[:-1]
+        x, lead = input, input.shape[:-1]
         if self.is_linear:
             x = x.reshape(-1, x.shape[-1])
         elif x.ndim == 3:
@@ -190,11 +190,25 @@ class SparseLayer(nn.Module):
                 "load the state into the network that it was saved from."
             )
             return
+        # Kernels read wherever the index points.
+        if index is not None and not _are_positions(index, math.prod(self.weight_shape)):
+            errors.append(
+                f"{prefix}index holds no ascending positions in a weight of shape "
+                f"{tuple(self.weight_shape)}; the state is damaged."
+            )
+            return
         if index is not None and not torch.equal(index, self.index):
             if index.numel() != self.values.numel():
                 resize_(self.values, self.values.detach().new_zeros(index.numel()))
             self.set_index_(index.to(self.index.device, copy=True))
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _are_positions(index: Tensor, num_weights: int) -> bool:
+    """Whether a tensor can be the index of a layer with this many weights."""
+    if index.dtype != torch.int64 or index.ndim != 1 or not bool((index.diff() > 0).all()):
+        return False
+    return index.numel() == 0 or (int(index[0]) >= 0 and int(index[-1]) < num_weights)
 
 
 def geometry_of(module: SparseLayer | Dense) -> Geometry:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import ctypes
 import importlib.machinery
 import os
-from ctypes import POINTER, Structure, c_char_p, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_double, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,7 @@ import torch
 VARIABLE: Final = "EQUIPOISE_KERNELS"
 LIBRARY_VARIABLE: Final = "EQUIPOISE_KERNELS_LIBRARY"
 INSTRUCTIONS: Final = ("auto", "avx512", "avx2", "portable", "off")
-_VERSION = 1
+_VERSION = 3
 
 
 class MapsArgument(Structure):
@@ -137,6 +137,14 @@ _SIGNATURES: Final[dict[str, tuple[Any, ...]]] = {
     "affine_backward": (
         *(_MAPS, _MAPS, _MAPS, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
         *(_MAPS, _MAPS, _SIZE, c_int, c_int),
+    ),
+    "normalise": (
+        *(_MAPS, _MAPS, _MAPS, _SIZE, c_void_p, c_void_p, c_double, c_int),
+        *(c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int),
+    ),
+    "normalise_backward": (
+        *(_MAPS, _MAPS, _MAPS, _MAPS, _MAPS, _SIZE, c_void_p, c_void_p, c_void_p, c_void_p),
+        *(c_int, c_void_p, c_void_p, c_int),
     ),
     "max_pool": (_MAPS, _MAPS, *_POOL, c_int),
     "max_pool_backward": (_MAPS, _MAPS, _MAPS, _MAPS, *_POOL, c_int),

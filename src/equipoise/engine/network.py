@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
 from typing import Any, final
 
 from torch import Tensor, nn
 
+from equipoise.engine.convolution import Way
 from equipoise.engine.layers import SparseLayer, dense_layer, geometry_of
 from equipoise.engine.program import Context, DenseWay, Program
 from equipoise.engine.tracing import border_needs
@@ -19,6 +21,11 @@ class EngineNetwork(nn.Module):
 
     Sparse layers have ``values`` and ``index`` where the plain ones have ``weight``; all other
     parameters and buffers keep their names. `to_dense` gives back a plain network.
+
+    The network's own code is followed once in training mode and once in evaluation mode. While
+    some of its modules are in the other mode than the whole, that code is run itself, and each
+    sparse layer changes the layout of its maps on its own. Attributes of the network that are no
+    modules, parameters or buffers are those of the plain one only.
 
     Args:
         model: The network's modules, with sparse layers in place; its own code is not called.
@@ -40,38 +47,54 @@ class EngineNetwork(nn.Module):
         self._buffers.update(model._buffers)
         self._non_persistent_buffers_set = set(model._non_persistent_buffers_set)
         self.training = model.training
-        self._programs = dict(programs)
-        self._dense = dict(dense)
-        self._shell = (shell,)  # in a tuple, so that it is not one of the modules
-        self._borders = {mode: self._borders_of(program) for mode, program in programs.items()}
+        # The children have names of the user's choice, so what is added here has names of its own.
+        self._engine_programs = dict(programs)
+        self._engine_dense = dict(dense)
+        self._engine_shell = (shell,)  # in a tuple, so that it is not one of the modules
+        self._engine_borders = {mode: self._engine_border(p) for mode, p in programs.items()}
 
-    @property
-    def shell(self) -> nn.Module:
-        """The network's own modules without its layers."""
-        return self._shell[0]
-
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         """What the original network returns."""
-        program = self._programs[self.training]
+        if self._engine_is_mixed():
+            return self._engine_layer_by_layer(*inputs, **named)
+        program = self._engine_programs[self.training]
+        if named:
+            bound = inspect.signature(self._engine_shell[0].forward).bind(*inputs, **named)
+            inputs = tuple(bound.arguments.values())
         if len(inputs) != len(program.arguments):
             raise TypeError(
                 f"forward() got {len(inputs)} positional arguments, expected "
                 f"{len(program.arguments)} ({', '.join(program.arguments)})."
             )
         context = Context(
-            self.get_submodule, self._attribute, self._dense, self._borders[self.training]
+            self.get_submodule,
+            self._engine_attribute,
+            self._engine_dense,
+            self._engine_borders[self.training],
         )
         return program.run(dict(zip(program.arguments, inputs, strict=True)), context)
 
-    def set_dense_way_(self, path: str, way: DenseWay) -> None:
-        """Takes another way to run a layer that keeps its dense weight."""
-        self._dense[path] = way
+    def _engine_is_mixed(self) -> bool:
+        """Whether code that was followed in one mode is in the other."""
+        return any(
+            module.training != self.training and not type(module).__module__.startswith("torch.nn")
+            for module in self.modules()
+        )
 
-    def _attribute(self, path: str) -> Any:
+    def _engine_layer_by_layer(self, *inputs: Any, **named: Any) -> Any:
+        """Runs the code of the network, with the present modules."""
+        own = copy.copy(self._engine_shell[0])
+        for name in ("_modules", "_parameters", "_buffers", "training"):
+            own.__dict__[name] = self.__dict__[name]
+        return own(*inputs, **named)
+
+    def _engine_attribute(self, path: str) -> Any:
+        """A parameter or buffer."""
         parent, _, name = path.rpartition(".")
         return getattr(self.get_submodule(parent), name)
 
-    def _borders_of(self, program: Program) -> dict[str, int]:
+    def _engine_border(self, program: Program) -> dict[str, int]:
+        """Zeros around each value of a program."""
         needs = {}
         for step in program.steps:
             layer = getattr(step, "layer", None)
@@ -124,15 +147,19 @@ def to_dense(model: nn.Module) -> nn.Module:
         other modules, parameters and buffers are shared with `model`.
 
     Example:
+        >>> import torch
         >>> from equipoise import Topology, to_engine
         >>> network = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
         >>> topology = Topology(network, sparsity=0.9)
-        >>> engine = to_engine(network, topology, torch.zeros(4, 64))
+        >>> engine = to_engine(network, topology, torch.zeros(4, 64), engine="sparse")
         >>> sorted(to_dense(engine).state_dict())
         ['0.bias', '0.weight', '2.bias', '2.weight']
     """
     layers = {path: m for path, m in model.named_modules() if isinstance(m, SparseLayer)}
-    dense: dict[str, nn.Module] = {path: dense_layer(layer) for path, layer in layers.items()}
+    dense: dict[str, nn.Module] = {}
+    for path, layer in layers.items():
+        dense[path] = made = dense_layer(layer)
+        made.weight.requires_grad_(layer.values.requires_grad)
     if not isinstance(model, EngineNetwork):
         return rebuilt(model, dense) if dense else model
     others = {
@@ -141,11 +168,23 @@ def to_dense(model: nn.Module) -> nn.Module:
         if path and path not in dense and not _inside(path, layers)
     }
     leaves = {path: module for path, module in others.items() if not module._modules}
-    plain = rebuilt(model.shell, {**leaves, **dense})
-    plain._parameters.update(model._parameters)
-    plain._buffers.update(model._buffers)
-    plain.train(model.training)
+    plain = rebuilt(model._engine_shell[0], {**leaves, **dense})
+    now = dict(model.named_modules())
+    for path, module in plain.named_modules():
+        twin = now.get(path)
+        if path not in dense and twin is not None and twin is not module:
+            module._parameters.update(twin._parameters)
+            module._buffers.update(twin._buffers)
+            module.training = twin.training
     return plain
+
+
+def ways_of(network: nn.Module) -> dict[str, Way]:
+    """How each layer that the kernels run is run, by its path; empty for a plain network."""
+    sparse = {p: m.way for p, m in network.named_modules() if isinstance(m, SparseLayer)}
+    if not isinstance(network, EngineNetwork):
+        return sparse
+    return {path: each.way for path, each in network._engine_dense.items()} | sparse
 
 
 def plain_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -155,6 +194,7 @@ def plain_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state: With ``values``, ``index`` and ``shape`` for each sparse layer.
 
     Example:
+        >>> import torch
         >>> state = {"a.values": torch.ones(1), "a.index": torch.tensor([2])}
         >>> plain_state(state | {"a.shape": torch.tensor([2, 2])})
         {'a.weight': tensor([[0., 0.],

@@ -18,7 +18,7 @@ from equipoise.engine.stage import (
     Affine,
     Norm,
     bordered,
-    normalised,
+    run_normalised,
     run_stage,
     stage_gradients,
 )
@@ -76,10 +76,12 @@ class _Unit(torch.autograd.Function):
             ctx.affine = None
             ctx.save_for_backward(data, values, None, None)
             return y.data
-        affine = Affine(None, bias, None, None, use_batch=False)
-        if unit.norm is not None:
-            affine = normalised(y, bias, unit.norm)
-        z = run_stage(y, affine, residual, bordered(y.form, unit.border), rectify=unit.rectify)
+        made = bordered(y.form, unit.border)
+        if unit.norm is None:
+            affine = Affine(None, bias, None, None, use_batch=False)
+            z = run_stage(y, affine, residual, made, rectify=unit.rectify)
+        else:
+            z, affine = run_normalised(y, bias, unit.norm, residual, made, rectify=unit.rectify)
         ctx.affine, ctx.y_form, ctx.z_form = affine, y.form, z.form
         ctx.compares = unit.rectify and (residual is not None or unit.norm is None)
         # y is read again for the norm's sums, or for the sign of what was rectified.

@@ -64,40 +64,49 @@ class StageGradients:
     norm_shift: Tensor | None
 
 
-def statistics(y: Maps) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of every channel."""
-    mean, variance = torch.empty(y.form.channels), torch.empty(y.form.channels)
-    kernels().statistics(
-        y.argument(), size_argument(y.form), mean.data_ptr(), variance.data_ptr(), num_threads()
+def run_normalised(
+    y: Maps, bias: Tensor | None, norm: Norm, residual: Maps | None, form: Form, *, rectify: bool
+) -> tuple[Maps, Affine]:
+    """A stage with BatchNorm of `y + bias`: its output, and what its backward pass needs.
+
+    Running statistics are updated as `norm` says.
+    """
+    if not norm.use_batch:
+        affine = _by_running_statistics(bias, norm)
+        return run_stage(y, affine, residual, form, rectify=rectify), affine
+    if y.form.count < 2:
+        raise ValueError(
+            f"BatchNorm got {y.form.count} number per channel in training mode, expected more "
+            "than 1; give larger batches."
+        )
+    z, channels = new_maps(form), y.form.channels
+    mean, variance, inverse, scale, shift = torch.empty(5, channels)
+    # Named, so that copies live until the call is over.
+    gamma, beta = _contiguous(norm.scale), _contiguous(norm.shift)
+    kernels().normalise(
+        *(y.argument(), None if residual is None else residual.argument(), z.argument()),
+        *(size_argument(form), _address(gamma), _address(beta), norm.epsilon, int(rectify)),
+        *(mean.data_ptr(), variance.data_ptr(), inverse.data_ptr(), scale.data_ptr()),
+        *(shift.data_ptr(), num_threads()),
     )
-    return mean, variance
-
-
-def normalised(y: Maps, bias: Tensor | None, norm: Norm) -> Affine:
-    """The factor and addend by which `norm` acts on `y + bias`; updates running statistics."""
-    use_batch = norm.use_batch
-    if use_batch:
-        if y.form.count < 2:
-            raise ValueError(
-                f"BatchNorm got {y.form.count} number per channel in training mode, expected more "
-                "than 1; give larger batches."
-            )
-        mean, variance = statistics(y)
-        if norm.update is not None and norm.running_mean is not None:
-            assert norm.running_variance is not None
-            whole = mean if bias is None else mean + bias
-            unbiased = variance * (y.form.count / max(1, y.form.count - 1))
-            norm.running_mean.lerp_(whole.to(norm.running_mean.dtype), norm.update)
-            norm.running_variance.lerp_(unbiased.to(norm.running_variance.dtype), norm.update)
-    else:
-        assert norm.running_mean is not None
+    if norm.update is not None and norm.running_mean is not None:
         assert norm.running_variance is not None
-        mean = norm.running_mean if bias is None else norm.running_mean - bias
-        variance = norm.running_variance
-    inverse = (variance + norm.epsilon).rsqrt()
-    scale = inverse if norm.scale is None else inverse * norm.scale
-    shift = -mean * scale if norm.shift is None else norm.shift - mean * scale
-    return Affine(scale.contiguous(), shift.contiguous(), mean, inverse, use_batch)
+        whole = mean if bias is None else mean + bias.detach()
+        unbiased = variance * (y.form.count / (y.form.count - 1))
+        norm.running_mean.lerp_(whole.to(norm.running_mean.dtype), norm.update)
+        norm.running_variance.lerp_(unbiased.to(norm.running_variance.dtype), norm.update)
+    return z, Affine(scale, shift, mean, inverse, use_batch=True)
+
+
+def _by_running_statistics(bias: Tensor | None, norm: Norm) -> Affine:
+    """The factor and addend of BatchNorm in evaluation mode."""
+    assert norm.running_mean is not None
+    assert norm.running_variance is not None
+    mean = norm.running_mean if bias is None else norm.running_mean - bias.detach()
+    inverse = (norm.running_variance + norm.epsilon).rsqrt()
+    scale = inverse if norm.scale is None else inverse * norm.scale.detach()
+    shift = -mean * scale if norm.shift is None else norm.shift.detach() - mean * scale
+    return Affine(scale.contiguous(), shift.contiguous(), mean, inverse, use_batch=False)
 
 
 def run_stage(y: Maps, affine: Affine, residual: Maps | None, form: Form, *, rectify: bool) -> Maps:
@@ -139,44 +148,42 @@ def stage_gradients(
         residual_form: Form of the residual's gradient; None if it is not wanted.
         parameters: Whether gradients of bias and norm are wanted.
     """
-    compared = None if z is None else z.argument()
-    scale, shift = _address(affine.scale), _address(affine.shift)
-    known = (dz.argument(), y.argument(), compared, scale, shift)
-    size = size_argument(dz.form)
-    bias = norm_scale = norm_shift = linear = constant = None
-    if parameters or affine.use_batch:
-        channels = dz.form.channels
-        sums, products = torch.empty(2, channels, dtype=torch.float64)
-        kernels().affine_sums(
-            *(*known, size, int(rectify)),
-            *(sums.data_ptr(), products.data_ptr(), num_threads()),
-        )
-        if affine.mean is None:
-            bias = sums.float()
-        else:
-            assert affine.inverse_deviation is not None
-            assert affine.scale is not None
-            mean, inverse = affine.mean.double(), affine.inverse_deviation.double()
-            wide_scale = (products - mean * sums) * inverse
-            norm_scale, norm_shift = wide_scale.float(), sums.float()
-            # Batch statistics take a constant out again, so its gradient is exactly zero.
-            bias = torch.zeros(channels) if affine.use_batch else (sums * affine.scale).float()
-            if affine.use_batch:
-                factor = affine.scale.double()
-                per_number = -factor * inverse * wide_scale / dz.form.count
-                linear = per_number.float()
-                constant = (-factor * sums / dz.form.count - per_number * mean).float()
     dy = None if input_form is None else new_maps(input_form)
     dr = None if residual_form is None else new_maps(residual_form)
+    arguments = [None if maps is None else maps.argument() for maps in (dz, y, z, dy, dr)]
+    size, relu = size_argument(dz.form), int(rectify)
+    scale, shift = _address(affine.scale), _address(affine.shift)
+    channels = dz.form.channels
+    if affine.use_batch:
+        assert affine.mean is not None
+        assert affine.inverse_deviation is not None
+        norm_scale, norm_shift = torch.empty(2, channels)
+        kernels().normalise_backward(
+            *(*arguments, size, scale, shift, affine.mean.data_ptr()),
+            *(affine.inverse_deviation.data_ptr(), relu),
+            *(norm_scale.data_ptr(), norm_shift.data_ptr(), num_threads()),
+        )
+        # Batch statistics take a constant out again, so its gradient is exactly zero.
+        return StageGradients(dy, dr, torch.zeros(channels), norm_scale, norm_shift)
+    known = (*arguments[:3], scale, shift)
+    bias, wide_scale, wide_shift = None, None, None
+    if parameters:
+        sums, products = torch.empty(2, channels, dtype=torch.float64)
+        kernels().affine_sums(
+            *(*known, size, relu, sums.data_ptr(), products.data_ptr(), num_threads())
+        )
+        bias = sums.float()
+        if affine.mean is not None:
+            assert affine.inverse_deviation is not None
+            assert affine.scale is not None
+            centred = products - affine.mean.double() * sums
+            wide_scale, wide_shift = (centred * affine.inverse_deviation).float(), sums.float()
+            bias = (sums * affine.scale).float()
     if dy is not None or dr is not None:
         kernels().affine_backward(
-            *known,
-            *(_address(affine.scale), _address(linear), _address(constant)),
-            None if dy is None else dy.argument(),
-            None if dr is None else dr.argument(),
-            *(size, int(rectify), num_threads()),
+            *(*known, scale, None, None, *arguments[3:], size, relu, num_threads())
         )
-    return StageGradients(dy, dr, bias, norm_scale, norm_shift)
+    return StageGradients(dy, dr, bias, wide_scale, wide_shift)
 
 
 def bordered(form: Form, border: int) -> Form:
@@ -186,3 +193,7 @@ def bordered(form: Form, border: int) -> Form:
 
 def _address(numbers: Tensor | None) -> int | None:
     return None if numbers is None else numbers.data_ptr()
+
+
+def _contiguous(numbers: Tensor | None) -> Tensor | None:
+    return None if numbers is None else numbers.detach().contiguous()

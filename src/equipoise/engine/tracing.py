@@ -27,7 +27,7 @@ from equipoise.engine.program import (
 _SIDES = {"kernel": "_size", "stride": "", "padding": ""}
 _RELU = {functional.relu, torch.relu, functional.relu_, torch.relu_}
 _ADD = {operator.add, operator.iadd, torch.add}
-_CHANGES = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow}
+_CHANGES = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 
 
 class UntraceableError(Exception):
@@ -53,6 +53,7 @@ def trace(model: nn.Module, layers: Container[str]) -> Program:
         raise UntraceableError("its calls are watched by hooks")
     modules = dict(model.named_modules(remove_duplicate=False))
     _read_what_was_changed(graph, modules)
+    _skip_identities(graph, modules)
     return _Compiler(modules, graph, layers).program()
 
 
@@ -62,6 +63,29 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is called and not looked into."""
         return is_watched(m) or super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """What stands for a value."""
+        return _Value(node, self)
+
+
+class _Value(fx.Proxy):
+    """Knows the augmented assignments, which fx takes for assignments of new values."""
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self._changed(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> fx.Proxy:
+        return self._changed(operator.isub, other)
+
+    def __imul__(self, other: Any) -> fx.Proxy:
+        return self._changed(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> fx.Proxy:
+        return self._changed(operator.itruediv, other)
+
+    def _changed(self, by: Any, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", by, (self, other), {})
 
 
 def is_watched(module: nn.Module) -> bool:
@@ -74,13 +98,30 @@ def _read_what_was_changed(graph: fx.Graph, modules: Mapping[str, nn.Module]) ->
     """Lets those who read a value after it was changed in place read what it became.
 
     Steps make new values, so what a network does in place they do not.
+
+    Raises:
+        UntraceableError: Whether a value was changed depends on its type, which is not known.
     """
     order = {node: place for place, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         source = node.args[0] if node.args else None
         if isinstance(source, fx.Node) and _changes_in_place(node, modules):
-            for reader in [user for user in source.users if order[user] > order[node]]:
+            later = [user for user in source.users if order[user] > order[node]]
+            if later and node.target in _CHANGES:
+                raise UntraceableError("it reads a value again that an assignment has changed")
+            for reader in later:
                 reader.replace_input_with(source, node)
+
+
+def _skip_identities(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
+    """Takes out what hands on its input, for which maps would leave the kernels' layout."""
+    for node in list(graph.nodes):
+        if node.op != "call_module" or len(node.args) != 1:
+            continue
+        module = modules[str(node.target)]
+        if type(module) is nn.Identity and not is_watched(module):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
 
 
 def _changes_in_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
@@ -137,7 +178,7 @@ class _Compiler:
         ordered = tuple(steps)
 
         def result(values: Mapping[str, Value]) -> Any:
-            return fx.node.map_arg(returned, lambda n: values[n.name])
+            return _own(fx.node.map_arg(returned, lambda n: values[n.name]))
 
         return Program(tuple(arguments), ordered, result, results, uses(ordered, results))
 
@@ -263,6 +304,15 @@ class _Compiler:
             return target(*given, **named)
 
         return PlainStep(node.name, inputs, call)
+
+
+def _own(value: Any) -> Any:
+    """The same containers as the caller's own; those of fx cannot be changed."""
+    if isinstance(value, dict):
+        return {key: _own(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_own(part) for part in value]
+    return value
 
 
 def window_of(module: nn.Module) -> Window | None:

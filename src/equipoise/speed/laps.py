@@ -6,10 +6,11 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 Clock = Callable[[], "Lap"]
 Kind = Literal["wall", "cpu"]
+Name = TypeVar("Name")
 
 
 class Lap(NamedTuple):
@@ -45,13 +46,13 @@ def process_clock() -> Lap:
 
 
 def interleaved(
-    arms: Mapping[str, Arm],
+    arms: Mapping[Name, Arm],
     *,
     rounds: int,
     warmup: int = 1,
     least_seconds: float = 0.0,
     clock: Clock = process_clock,
-) -> dict[str, list[Lap]]:
+) -> dict[Name, list[Lap]]:
     """Seconds a step of every arm in every round; the arms take turns, every other round backwards.
 
     Args:
@@ -70,7 +71,7 @@ def interleaved(
     for name, arm in arms.items():
         shortest = min(_lap(arm, 1, clock).wall for _ in range(warmup))
         counts[name] = steps_in(least_seconds, shortest)
-    laps: dict[str, list[Lap]] = {name: [] for name in arms}
+    laps: dict[Name, list[Lap]] = {name: [] for name in arms}
     for number in range(rounds):
         for name in list(arms)[:: -1 if number % 2 else 1]:
             laps[name].append(_lap(arms[name], counts[name], clock))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -101,11 +101,6 @@ def build_training(case: Case, kind: ArmKind) -> Training:
     topology.attach(optimizer)
     step = _layer_step if case.model == LINEAR else _network_step
     return Training(partial(step, model, optimizer, x, y), model, optimizer, topology, reason)
-
-
-def measured_shape(case: Case) -> Case:
-    """The same case where it matters for what is compared; a single layer has no ERK."""
-    return replace(case, distribution="uniform") if case.model == LINEAR else case
 
 
 def weight_bytes(network: nn.Module) -> int:

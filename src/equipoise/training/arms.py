@@ -121,7 +121,10 @@ def run_jobs(
         RuntimeError: A process died.
     """
     threads = max(1, torch.get_num_threads() // workers)
-    _decide_engine(jobs, threads)
+    try:
+        _decide_engine(jobs, threads, overwrite=overwrite)
+    except KeyboardInterrupt:
+        return False  # nothing has begun, so there is nothing to save
     board = _Board(console, jobs)
     context = multiprocessing.get_context("spawn")
     # A simple queue has no thread of its own, so a finished run has sent all that it had to say.
@@ -143,7 +146,7 @@ def run_jobs(
         return all(not future.cancelled() and future.result() for future in futures)
 
 
-def _decide_engine(jobs: Sequence[Job], threads: int) -> None:
+def _decide_engine(jobs: Sequence[Job], threads: int, *, overwrite: bool) -> None:
     """Times the kernels once for all jobs alike, so that the arms of a pair decide alike.
 
     What is found is remembered on this machine; processes that timed them side by side would
@@ -155,13 +158,13 @@ def _decide_engine(jobs: Sequence[Job], threads: int) -> None:
         seen = set()
         for job in jobs:
             # Nothing else of a run changes what the kernels do.
-            run = job.run
-            kind = (run.network, run.data, run.loop.batch_size)
+            run, loop = job.run, job.run.loop
             masks = (run.sparse.sparsity, run.sparse.distribution)
+            kind = (run.network, run.data, loop.batch_size, loop.engine, masks)
             begun = (job.folder / CHECKPOINT).exists() or (job.folder / MODEL).exists()
-            if (kind, masks) in seen or begun or run.loop.engine != "auto":
+            if kind in seen or (begun and not overwrite) or loop.engine == "dense":
                 continue
-            seen.add((kind, masks))
+            seen.add(kind)
             if not engine_refusals(run):
                 Session(run)
     finally:

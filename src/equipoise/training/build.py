@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -37,7 +37,8 @@ from equipoise.data import (
 )
 from equipoise.data.folder import FolderDataset
 from equipoise.data.places import cache_folder, candidate_folders, data_roots, not_found
-from equipoise.engine.convert import Choice, choose_network, to_engine
+from equipoise.engine.choice import way_from
+from equipoise.engine.convert import Choice, choose_network, convert_as_before, to_engine
 from equipoise.measure import Measure
 from equipoise.models import create
 from equipoise.objectives import Objective
@@ -290,39 +291,55 @@ def build_coefficient(settings: CorrectionSettings, num_refreshes: int) -> Coeff
 
 
 def choose_engine(
-    model: nn.Module, topology: Topology, run: Run, example: torch.Tensor, *, stored: bool | None
+    model: nn.Module,
+    topology: Topology,
+    run: Run,
+    example: torch.Tensor,
+    *,
+    begun: Mapping[str, Any] | None,
 ) -> Choice:
     """The network that is trained: of active weights only where a run asks for it and it pays.
+
+    A run goes on as it began: its states have the sizes of its kind of network, and sums in
+    another order would not end bit for bit alike.
 
     Args:
         model: With masks.
         topology: Of this model; follows the network that is returned.
         run: The settings.
         example: Images of the shape of a training batch.
-        stored: What a checkpoint of the run was made with; None where there is none.
+        begun: How a checkpoint of the run says that its layers were run, by path, empty for
+            masks; None where there is none.
 
     Raises:
         ValueError: The kernels are asked for and cannot run the network.
     """
-    wanted = run.loop.engine
-    if stored is not None:
-        wanted = "sparse" if stored else "dense"
-    if wanted == "dense":
+    if begun:
+        return _as_it_began(model, topology, example, begun)
+    if begun is not None or run.loop.engine == "dense":
         return Choice(model, None)
-    refusals = engine_refusals(run)
-    if wanted == "auto" and (refusals or example.device.type != "cpu"):
-        return Choice(model, None)
-    if run.loop.engine == "auto" and stored is None:
-        return choose_network(model, topology, (example,))
-    try:
+    if run.loop.engine == "sparse":
         return Choice(to_engine(model, topology, example, engine="sparse"), None)
-    except ValueError as error:
-        if stored is None:
-            raise
+    if engine_refusals(run) or example.device.type != "cpu":
+        return Choice(model, None)
+    return choose_network(model, topology, (example,))
+
+
+def _as_it_began(
+    model: nn.Module, topology: Topology, example: torch.Tensor, begun: Mapping[str, Any]
+) -> Choice:
+    """The network of a run that began with the engine."""
+    try:
+        ways = {path: way_from(way) for path, way in begun.items()}
+        network, reason = convert_as_before(model, topology, (example,), ways)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        network, reason = model, f"{type(error).__name__}: {error}".rstrip(".")
+    if reason is not None:
         raise ValueError(
-            f"the checkpoint was made with the engine, which does not work here ({error}); "
+            f"the checkpoint was made with the engine, which does not work here ({reason}); "
             "go on where it does, or start again with --overwrite."
-        ) from error
+        )
+    return Choice(network, None)
 
 
 def build_corrector(

@@ -93,9 +93,7 @@ def train(
         return Outcome(records=finished, finished=True, resumed=True)
     with _deterministic(wanted=run.loop.deterministic):
         state = None if overwrite else _stored_state(folder)
-        # A run goes on as it began, because the two kinds of network have states of two kinds.
-        begun_with = None if state is None else bool(state.get("engine", False))
-        session = Session(run, dataset, uses_engine=begun_with)
+        session = Session(run, dataset, begun=state)
         records = [] if state is None else _resume(session, folder, state)
         resumed = bool(records) or session.step > 0
         if not resumed:
@@ -202,12 +200,18 @@ def _finished(run: Run, folder: Path, label: str) -> list[EpochRecord] | None:
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Settings that differ, as `name then instead of now`."""
-    return [
-        f"{name.replace('_', '-')} {before.get(group, {}).get(name)!r} instead of {value!r}"
+    # A setting that a manifest does not know came later, so the run was made with its default.
+    usual = as_plain(Run())
+    pairs = [
+        (name, before.get(group, {}).get(name, usual[group][name]), value)
         for group, settings in now.items()
         for name, value in settings.items()
+    ]
+    return [
+        f"{name.replace('_', '-')} {then!r} instead of {value!r}"
+        for name, then, value in pairs
         # An interval of 1 is a step and one of 1.0 the whole training, so types count as well.
-        if json.dumps(before.get(group, {}).get(name)) != json.dumps(value)
+        if json.dumps(then) != json.dumps(value)
     ]
 
 

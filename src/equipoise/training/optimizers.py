@@ -85,15 +85,23 @@ class SGDW(Optimizer):
         return loss
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> Optimizer:
+def build_optimizer(
+    parameters: Iterable[nn.Parameter],
+    settings: OptimizerSettings,
+    *,
+    masked: Iterable[nn.Parameter] = (),
+) -> Optimizer:
     """The optimizer of a run, at its initial learning rate.
 
     Args:
         parameters: All trainable parameters.
         settings: Kind, rate, momentum and decay.
+        masked: Those that stand for a weight with two dimensions and more, whatever they have.
     """
     every = list(parameters)
-    free = [] if settings.decay == "all" else [p for p in every if p.ndim < 2]
+    matrices = {id(p) for p in masked}
+    free = [p for p in every if p.ndim < 2 and id(p) not in matrices]
+    free = [] if settings.decay == "all" else free
     held = {id(p) for p in free}
     groups: list[dict[str, Any]] = [{"params": [p for p in every if id(p) not in held]}]
     if free:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from equipoise.correction import GradientCorrector, LossCovariance
 from equipoise.data import Batch, Dataset
 from equipoise.data.folder import FolderDataset
+from equipoise.engine.network import ways_of
 from equipoise.objectives import Standard
 from equipoise.records import EpochRecord
 from equipoise.settings import Run, validate
@@ -34,8 +36,8 @@ class Session:
     Args:
         run: The settings; checked here.
         dataset: The images; default: read as the settings say.
-        uses_engine: What the checkpoint that will be loaded was made with; None for a new run,
-            which then decides.
+        begun: The state that will be loaded, because a run goes on with the kind of network that
+            it began with; None for a new run, which then decides.
 
     Raises:
         ValueError: A setting is out of range or does not fit the data.
@@ -47,7 +49,7 @@ class Session:
         run: Run,
         dataset: Dataset | FolderDataset | None = None,
         *,
-        uses_engine: bool | None = None,
+        begun: Mapping[str, Any] | None = None,
     ) -> None:
         validate(run)
         self.run = run
@@ -63,7 +65,12 @@ class Session:
         self.num_parameters = sum(p.numel() for p in self.model.parameters())
         masked = self.model
         self.model, self.engine_reason = build.choose_engine(
-            masked, self.topology, run, self._example_batch(), stored=uses_engine
+            masked,
+            self.topology,
+            run,
+            self._example_batch(),
+            # Checkpoints from before there was an engine do not speak of it.
+            begun=None if begun is None else begun.get("engine") or {},
         )
         self.uses_engine = self.model is not masked
         if run.loop.compile:
@@ -72,7 +79,9 @@ class Session:
         self.corrector = build.build_corrector(
             self.model, self.objective, run, self.device, self.meter
         )
-        self.optimizer = build_optimizer(self._trainable(), run.optimization)
+        self.optimizer = build_optimizer(
+            self._trainable(), run.optimization, masked=self.topology.parameters.values()
+        )
         if self.topology.masks:
             self.topology.attach(self.optimizer)
         self.scaler = build.build_scaler(run.loop, self.device)
@@ -177,7 +186,8 @@ class Session:
             "loss_sum": float(self._loss_sum),
             "seen": self._seen,
         }
-        return {**parts, "random": random, "position": position, "engine": self.uses_engine}
+        ways = {path: asdict(way) for path, way in ways_of(self.model).items()}
+        return {**parts, "random": random, "position": position, "engine": ways}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`.

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from equipoise.data import Batch, Dataset, synthetic
+from equipoise.engine import convert
+from equipoise.engine.choice import Timed
+from equipoise.engine.convolution import Way
+from equipoise.engine.layers import default_way
 from equipoise.records import EpochRecord
 from equipoise.settings import Run, with_setting
 from equipoise.training.session import Session
@@ -45,6 +51,28 @@ def make_run(**changes: Any) -> Run:
 def session(data: Dataset | None = None, **changes: Any) -> Session:
     """A session of `make_run` on `images()`."""
     return Session(make_run(**changes), images() if data is None else data)
+
+
+@contextmanager
+def untimed(
+    way: Callable[..., Way] = default_way, *, slow: Callable[[Any], bool] = lambda geometry: False
+) -> Iterator[None]:
+    """Engines are made without a timing, and without the machine's memory of others.
+
+    Args:
+        way: Of a layer, from its geometry, density and rows.
+        slow: Whether torch is faster for a layer of this geometry.
+    """
+
+    def choose(
+        geometry: Any, positions: Tensor, rows: int, columns: int, batch: int, memory: Any
+    ) -> Timed:
+        del columns, batch, memory
+        chosen = way(geometry, positions.numel() / geometry.num_weights, rows)
+        return Timed(chosen, 2.0 if slow(geometry) else 0.5, 1.0)
+
+    with patch.object(convert, "choose_way", choose):
+        yield
 
 
 def begin_epoch(current: Session) -> None:

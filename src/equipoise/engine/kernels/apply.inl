@@ -91,19 +91,24 @@ ApplyTile choose_apply_tile(int64_t group, const EqGrid& grid, TileShape* chosen
 }
 
 // Offsets and weights of all entries in the order in which they are read.
-const float* pack(const EqList& list, const float* values) {
+const float* pack(const EqList& list, const float* values, int threads) {
   static thread_local Scratch scratch;
   const int64_t group = list.group;
   float* packed = scratch.at_least(static_cast<size_t>(list.entries * (group + 1)));
-  for (int64_t k = 0; k < list.entries; ++k) {
-    float* entry = packed + k * (group + 1);
-    const int32_t offset = static_cast<int32_t>(list.offsets[k] * list.scale);
-    std::memcpy(entry, &offset, sizeof offset);
-    for (int64_t g = 0; g < group; ++g) {
-      const int32_t source = list.sources[k * group + g];
-      entry[1 + g] = source < 0 ? 0.0f : values[source];
+  constexpr int64_t kShare = 16384;
+  parallel_for((list.entries + kShare - 1) / kShare, threads, [&](int64_t share) {
+    const int64_t left = list.entries - share * kShare;
+    const int64_t end = share * kShare + (left < kShare ? left : kShare);
+    for (int64_t k = share * kShare; k < end; ++k) {
+      float* entry = packed + k * (group + 1);
+      const int32_t offset = static_cast<int32_t>(list.offsets[k] * list.scale);
+      std::memcpy(entry, &offset, sizeof offset);
+      for (int64_t g = 0; g < group; ++g) {
+        const int32_t source = list.sources[k * group + g];
+        entry[1 + g] = source < 0 ? 0.0f : values[source];
+      }
     }
-  }
+  });
   return packed;
 }
 
@@ -111,7 +116,7 @@ void apply(const EqList* list, const EqGrid* grid, const float* values, const fl
            float* out) {
   TileShape shape{1, 1, 1};
   const ApplyTile tile = choose_apply_tile(list->group, *grid, &shape);
-  const float* packed = pack(*list, values);
+  const float* packed = pack(*list, values, grid->threads);
   const int64_t strips = tiles_in(grid->columns, shape.columns);
   // A last tile that was moved back shares rows with the one before it, so both are one task: two
   // threads that add up the same positions block by block would disturb each other.

@@ -10,12 +10,13 @@
 #include "weight_gradient.inl"
 #include "layout.inl"
 #include "affine.inl"
+#include "normalise.inl"
 #include "pool.inl"
 
 const EqKernels* EQ_TABLE() {
   static const EqKernels table = {
       apply,       weight_gradient, to_maps,         from_maps, copy_maps,
-      statistics,  affine,          affine_sums,     affine_backward,
+      statistics,  affine,          affine_sums,     affine_backward, normalise, normalise_backward,
       max_pool,    max_pool_backward, average_pool,  average_pool_backward,
   };
   return &table;

@@ -60,6 +60,19 @@ struct EqKernels {
                           const float* shift, const float* a, const float* b, const float* c,
                           const EqMaps* dy, const EqMaps* dr, const EqSize*, int relu, int threads);
 
+  // statistics and affine in one, a few channels at a time: scale and shift come from the batch's
+  // mean and variance, gamma and beta (null for 1 and 0). All five arrays are written.
+  void (*normalise)(const EqMaps* y, const EqMaps* residual, const EqMaps* z, const EqSize*,
+                    const float* gamma, const float* beta, double epsilon, int relu, float* mean,
+                    float* variance, float* inverse_deviation, float* scale, float* shift,
+                    int threads);
+  // Its backward pass; dy or dr may be null. z may be null, as in affine_sums.
+  void (*normalise_backward)(const EqMaps* dz, const EqMaps* y, const EqMaps* z, const EqMaps* dy,
+                             const EqMaps* dr, const EqSize*, const float* scale,
+                             const float* shift, const float* mean,
+                             const float* inverse_deviation, int relu, float* d_gamma,
+                             float* d_beta, int threads);
+
   // Windows: kernel, stride and padding for rows, then columns: 6 numbers. `size` is that of the
   // input, `out_rows` and `out_columns` that of the output.
   void (*max_pool)(const EqMaps* x, const EqMaps* out, const EqSize* size, int64_t out_rows,

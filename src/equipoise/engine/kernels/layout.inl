@@ -1,4 +1,5 @@
 // How maps are made from tensors and back, and copied.
+#include "transpose.h"
 #include "walk.inl"
 
 namespace {
@@ -97,17 +98,17 @@ EQ_INLINE void carry(const Axis (&axes)[3], Place& place) {
   }
 }
 
-// The offsets of 16 numbers from `place` on, which moves behind them.
-EQ_INLINE void take16(const Axis (&axes)[3], Place& place, int64_t (&offsets)[kLanes]) {
+// Pointers to the lines of 16 numbers from `place` on, which moves behind them.
+EQ_INLINE void take16(float* maps, const Axis (&axes)[3], Place& place, float* (&lines)[kLanes]) {
   if (place.index[0] + kLanes <= axes[0].extent) {
-    EQ_UNROLL for (int i = 0; i < kLanes; ++i) offsets[i] = place.offset + i * axes[0].maps;
+    EQ_UNROLL for (int i = 0; i < kLanes; ++i) lines[i] = maps + place.offset + i * axes[0].maps;
     place.index[0] += kLanes;
     place.offset += kLanes * axes[0].maps;
     carry(axes, place);
     return;
   }
   for (int i = 0; i < kLanes; ++i) {
-    offsets[i] = place.offset;
+    lines[i] = maps + place.offset;
     ++place.index[0];
     place.offset += axes[0].maps;
     carry(axes, place);
@@ -122,38 +123,25 @@ struct Piece {
 };
 
 template <bool ToMaps, bool Full, typename Tensor>
-EQ_INLINE void convert16(Tensor* x, float* maps, const int64_t (&offsets)[kLanes],
-                         const Piece& piece) {
-  const int live = Full ? kLanes : piece.live;
-  Line t[kLanes];
-  if constexpr (ToMaps) {
-    EQ_UNROLL for (int i = 0; i < kLanes; ++i) {
-      t[i] = i < live ? load(x + i * piece.stride) : zero();
-    }
-    transpose(t);
-    EQ_UNROLL for (int i = 0; i < kLanes; ++i) store(maps + offsets[i], t[i]);
-  } else {
-    EQ_UNROLL for (int i = 0; i < kLanes; ++i) t[i] = load(maps + offsets[i]);
-    transpose(t);
-    EQ_UNROLL for (int i = 0; i < kLanes; ++i) {
-      if (i < live) store(x + i * piece.stride, t[i]);
-    }
-  }
-}
-
-template <bool ToMaps, bool Full, typename Tensor>
 void convert_dense(Tensor* x, float* maps, const Axis (&axes)[3], const Piece& piece) {
-  int64_t offsets[kLanes];
+  float nobody[kLanes] = {};  // read and written for samples that do not exist
+  float* lines[kLanes];
   Place place = place_of(axes, piece.begin);
-  int64_t i = piece.begin;
-  for (; i + kLanes <= piece.end; i += kLanes) {
-    take16(axes, place, offsets);
-    convert16<ToMaps, Full>(x + i, maps, offsets, piece);
-  }
-  if (i < piece.end) {  // the last 16 once more, some of them for the first time
-    place = place_of(axes, piece.end - kLanes);
-    take16(axes, place, offsets);
-    convert16<ToMaps, Full>(x + piece.end - kLanes, maps, offsets, piece);
+  for (int64_t i = piece.begin; i < piece.end; i += kLanes) {
+    if (i + kLanes > piece.end) {  // the last 16 once more, some of them for the first time
+      i = piece.end - kLanes;
+      place = place_of(axes, i);
+    }
+    take16(maps, axes, place, lines);
+    auto line = [&](int k) { return lines[k]; };
+    auto sample = [&](int k) -> Tensor* {
+      return Full || k < piece.live ? x + k * piece.stride + i : nobody;
+    };
+    if constexpr (ToMaps) {
+      transpose(sample, line);
+    } else {
+      transpose(line, sample);
+    }
   }
 }
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
+#include <utility>
 #include <vector>
 
 // A convolution: weight (out_channels, in_channels of one group, kernel rows, kernel columns).
@@ -29,126 +30,171 @@ struct EqListRequest {
 
 namespace {
 
-struct Entry {
-  int32_t offset, source;
+// What a weight at one kernel position contributes to, relative to its channels: one entry in a
+// plain list, or one for each position of the map in an expanded one.
+struct Reach {
+  int64_t row, offset;
 };
 
-// What one weight contributes to: calls emit(row, read channel, offset) for each entry.
-template <typename Emit>
-void entries_of(const EqGeometry& g, const EqListRequest& q, int64_t position, Emit&& emit) {
-  const int64_t kw = position % g.kernel[1], rest = position / g.kernel[1];
-  const int64_t kh = rest % g.kernel[0], pair = rest / g.kernel[0];
-  const int64_t within = pair % g.in_channels, o = pair / g.in_channels;
-  const int64_t i = o / (g.out_channels / g.groups) * g.in_channels + within;
-  const int64_t row = q.transposed ? i : o, channel = q.transposed ? o : i;
-  const int64_t tap[2] = {kh * g.dilation[0] - g.padding[0], kw * g.dilation[1] - g.padding[1]};
-  const int64_t base = channel * q.channel;
+int64_t remainder_of(int64_t a, int64_t b) { return ((a % b) + b) % b; }
+
+// Pairs (written, read) of positions along one axis that a kernel position connects.
+std::vector<std::pair<int64_t, int64_t>> connected(const EqGeometry& g, const EqListRequest& q,
+                                                   int axis, int64_t k) {
+  const int64_t tap = k * g.dilation[axis] - g.padding[axis], stride = g.stride[axis];
+  std::vector<std::pair<int64_t, int64_t>> pairs;
   if (!q.expanded) {
-    int64_t shift[2];
-    for (int d = 0; d < 2; ++d) {
-      if (!q.transposed) {
-        shift[d] = tap[d];
-        continue;
-      }
-      const int64_t distance = q.phase[d] - tap[d];
-      if (((distance % g.stride[d]) + g.stride[d]) % g.stride[d] != 0) return;
-      shift[d] = distance / g.stride[d];
-    }
-    emit(row, channel, base + shift[0] * q.row + shift[1] * q.column);
-    return;
-  }
-  for (int64_t h = 0; h < q.written[0]; ++h) {
-    int64_t r;
     if (!q.transposed) {
-      r = h * g.stride[0] + tap[0];
-    } else {
-      if ((h - tap[0]) % g.stride[0] != 0) continue;
-      r = (h - tap[0]) / g.stride[0];
+      pairs.push_back({0, tap});
+    } else if (remainder_of(q.phase[axis] - tap, stride) == 0) {
+      pairs.push_back({0, (q.phase[axis] - tap) / stride});
     }
-    if (r < 0 || r >= q.read[0]) continue;
-    for (int64_t w = 0; w < q.written[1]; ++w) {
-      int64_t c;
-      if (!q.transposed) {
-        c = w * g.stride[1] + tap[1];
-      } else {
-        if ((w - tap[1]) % g.stride[1] != 0) continue;
-        c = (w - tap[1]) / g.stride[1];
+    return pairs;
+  }
+  for (int64_t written = 0; written < q.written[axis]; ++written) {
+    int64_t read = written * stride + tap;
+    if (q.transposed) {
+      if (remainder_of(written - tap, stride) != 0) continue;
+      read = (written - tap) / stride;
+    }
+    if (read >= 0 && read < q.read[axis]) pairs.push_back({written, read});
+  }
+  return pairs;
+}
+
+// The reach of every kernel position, one after another.
+struct Reaches {
+  std::vector<Reach> all;
+  std::vector<int64_t> starts;
+
+  Reaches(const EqGeometry& g, const EqListRequest& q) {
+    starts.push_back(0);
+    for (int64_t kh = 0; kh < g.kernel[0]; ++kh) {
+      const auto rows = connected(g, q, 0, kh);
+      for (int64_t kw = 0; kw < g.kernel[1]; ++kw) {
+        for (const auto& [to_row, from_row] : rows) {
+          for (const auto& [to_column, from_column] : connected(g, q, 1, kw)) {
+            all.push_back({to_row * q.written[1] + to_column,
+                           from_row * q.row + from_column * q.column});
+          }
+        }
+        starts.push_back(static_cast<int64_t>(all.size()));
       }
-      if (c < 0 || c >= q.read[1]) continue;
-      emit((row * q.written[0] + h) * q.written[1] + w, channel,
-           base + r * q.row + c * q.column);
     }
   }
+};
+
+// One active weight: the channels that it connects, and its kernel position.
+struct Weight {
+  uint32_t row, channel, tap;
+};
+
+// The memory is kept from call to call.
+const std::vector<Weight>& decoded(const EqGeometry& g, const EqListRequest& q,
+                                   const int64_t* positions, int64_t count) {
+  const uint64_t taps = static_cast<uint64_t>(g.kernel[0] * g.kernel[1]);
+  const uint64_t inputs = static_cast<uint64_t>(g.in_channels);
+  const int64_t outputs_of_group = g.out_channels / g.groups;
+  static thread_local std::vector<Weight> weights;
+  weights.resize(static_cast<size_t>(count));
+  // Positions ascend, so the output channel is found by counting on.
+  uint64_t o = 0, first_of_next = inputs * taps;
+  for (int64_t k = 0; k < count; ++k) {
+    const uint64_t position = static_cast<uint64_t>(positions[k]);
+    if (position >= first_of_next) {
+      o = position / (inputs * taps);
+      first_of_next = (o + 1) * inputs * taps;
+    }
+    const uint32_t within = static_cast<uint32_t>(position - (first_of_next - inputs * taps));
+    const uint32_t input = within / static_cast<uint32_t>(taps);
+    const uint32_t i = static_cast<uint32_t>(static_cast<int64_t>(o) / outputs_of_group *
+                                             g.in_channels) + input;
+    const uint32_t tap = within - input * static_cast<uint32_t>(taps);
+    const uint32_t out = static_cast<uint32_t>(o);
+    weights[k] = q.transposed ? Weight{i, out, tap} : Weight{out, i, tap};
+  }
+  return weights;
+}
+
+struct Entry {
+  int32_t offset, source, lane;
+};
+
+// Merges the entries of each group of rows that read the same place; returns how many are left.
+int64_t merge_groups(const std::vector<int64_t>& fill, std::vector<Entry>& entries, int64_t rows,
+                     int64_t blocks, int64_t group, int32_t* starts, int32_t* offsets,
+                     int32_t* sources) {
+  int64_t made = 0;
+  for (int64_t b = 0; b < blocks; ++b) {
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t first = fill[b * rows + r], end = fill[b * rows + r + 1];
+      starts[b * (rows + 1) + r] = static_cast<int32_t>(made);
+      std::stable_sort(entries.begin() + first, entries.begin() + end,
+                       [](const Entry& x, const Entry& y) { return x.offset < y.offset; });
+      for (int64_t k = first; k < end; ++k) {
+        if (k == first || entries[k].offset != entries[k - 1].offset) {
+          offsets[made] = entries[k].offset;
+          for (int64_t lane = 0; lane < group; ++lane) sources[made * group + lane] = -1;
+          ++made;
+        }
+        sources[(made - 1) * group + entries[k].lane] = entries[k].source;
+      }
+    }
+    starts[b * (rows + 1) + rows] = static_cast<int32_t>(made);
+  }
+  return made;
 }
 
 }  // namespace
 
-// Makes a list. `starts` has room for blocks * (rows + 1) numbers, the other two may be null: then
-// only `starts` is made and the number of entries returned, so that the caller can make room.
-// -1 if memory ran out.
+// Makes a list and returns its number of entries, or -1 if memory ran out. `starts` has room for
+// blocks * (rows + 1) numbers; `offsets` for as many as there are weights times the largest number
+// of positions that one reaches, and `sources` for group times as many.
 extern "C" int64_t eq_make_list(const EqGeometry* geometry, const EqListRequest* request,
                                 const int64_t* positions, int64_t count, int64_t rows,
                                 int64_t blocks, int32_t* starts, int32_t* offsets,
                                 int32_t* sources) try {
   const EqGeometry& g = *geometry;
   const EqListRequest& q = *request;
-  std::vector<int64_t> fill(static_cast<size_t>(blocks * rows) + 1, 0);
-  for (int64_t k = 0; k < count; ++k) {
-    entries_of(g, q, positions[k], [&](int64_t row, int64_t channel, int64_t) {
-      ++fill[channel / q.block * rows + row / q.group + 1];
-    });
-  }
-  for (size_t b = 1; b < fill.size(); ++b) fill[b] += fill[b - 1];
-  const int64_t single = fill.back();
-  std::vector<Entry> entries(static_cast<size_t>(single));
-  std::vector<int32_t> lanes(q.group > 1 ? static_cast<size_t>(single) : 0);
-  {
-    std::vector<int64_t> next(fill);
+  const Reaches reaches(g, q);
+  const std::vector<Weight>& weights = decoded(g, q, positions, count);
+  const int64_t spread = q.expanded ? q.written[0] * q.written[1] : 1;
+  // body(bucket, row, offset, k) for every entry; a bucket is a block and a group of rows.
+  auto for_entries = [&](auto&& body) {
     for (int64_t k = 0; k < count; ++k) {
-      entries_of(g, q, positions[k], [&](int64_t row, int64_t channel, int64_t offset) {
-        const int64_t at = next[channel / q.block * rows + row / q.group]++;
-        // The row within its group rides in the source until the entries are merged.
-        entries[at] = {static_cast<int32_t>(offset), static_cast<int32_t>(k)};
-        if (q.group > 1) lanes[at] = static_cast<int32_t>(row % q.group);
-      });
-    }
-  }
-  int64_t made = 0;
-  std::vector<std::pair<Entry, int32_t>> bucket;
-  for (int64_t b = 0; b < blocks; ++b) {
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t first = fill[b * rows + r], end = fill[b * rows + r + 1];
-      starts[b * (rows + 1) + r] = static_cast<int32_t>(made);
-      if (q.group == 1) {
-        if (offsets != nullptr) {
-          for (int64_t k = first; k < end; ++k) {
-            offsets[made + k - first] = entries[k].offset;
-            sources[made + k - first] = entries[k].source;
-          }
-        }
-        made += end - first;
-        continue;
-      }
-      bucket.clear();
-      for (int64_t k = first; k < end; ++k) bucket.push_back({entries[k], lanes[k]});
-      std::stable_sort(bucket.begin(), bucket.end(), [](const auto& x, const auto& y) {
-        return x.first.offset < y.first.offset;
-      });
-      for (size_t k = 0; k < bucket.size(); ++k) {
-        const bool opens = k == 0 || bucket[k].first.offset != bucket[k - 1].first.offset;
-        if (opens && offsets != nullptr) {
-          offsets[made] = bucket[k].first.offset;
-          for (int64_t lane = 0; lane < q.group; ++lane) sources[made * q.group + lane] = -1;
-        }
-        if (opens) ++made;
-        if (offsets != nullptr) {
-          sources[(made - 1) * q.group + bucket[k].second] = bucket[k].first.source;
-        }
+      const Weight& w = weights[k];
+      const int64_t bucket = w.channel / static_cast<uint32_t>(q.block) * rows;
+      const int64_t base = w.channel * q.channel, first_row = w.row * spread;
+      for (int64_t r = reaches.starts[w.tap]; r < reaches.starts[w.tap + 1]; ++r) {
+        const int64_t row = first_row + reaches.all[r].row;
+        const int64_t grouped = q.group == 1 ? row : row / q.group;
+        body(bucket + grouped, row, base + reaches.all[r].offset, k);
       }
     }
-    starts[b * (rows + 1) + rows] = static_cast<int32_t>(made);
+  };
+  std::vector<int64_t> fill(static_cast<size_t>(blocks * rows) + 1, 0);
+  for_entries([&](int64_t bucket, int64_t, int64_t, int64_t) { ++fill[bucket + 1]; });
+  for (size_t b = 1; b < fill.size(); ++b) fill[b] += fill[b - 1];
+  std::vector<int64_t> next(fill);
+  if (q.group == 1) {
+    for_entries([&](int64_t bucket, int64_t, int64_t offset, int64_t k) {
+      const int64_t at = next[bucket]++;
+      offsets[at] = static_cast<int32_t>(offset);
+      sources[at] = static_cast<int32_t>(k);
+    });
+    for (int64_t b = 0; b < blocks; ++b) {
+      for (int64_t r = 0; r <= rows; ++r) {
+        starts[b * (rows + 1) + r] = static_cast<int32_t>(fill[b * rows + r]);
+      }
+    }
+    return fill.back();
   }
-  return made;
+  std::vector<Entry> entries(static_cast<size_t>(fill.back()));
+  for_entries([&](int64_t bucket, int64_t row, int64_t offset, int64_t k) {
+    entries[next[bucket]++] = {static_cast<int32_t>(offset), static_cast<int32_t>(k),
+                               static_cast<int32_t>(row % q.group)};
+  });
+  return merge_groups(fill, entries, rows, blocks, q.group, starts, offsets, sources);
 } catch (const std::bad_alloc&) {
   return -1;
 }

@@ -58,29 +58,6 @@ EQ_INLINE void add_sums4(float* out, Line a, Line b, Line c, Line d) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
   _mm_storeu_ps(out, _mm_add_ps(_mm_loadu_ps(out), s));
 }
-// Turns the 16 x 16 numbers t[i][lane] into t[lane][i].
-EQ_INLINE void transpose(Line (&t)[kLanes]) {
-  __m512 u[kLanes];  // the 4 x 4 pieces turned, each where it was
-  EQ_UNROLL for (int i = 0; i < kLanes; i += 4) {
-    __m512 a = _mm512_unpacklo_ps(t[i].v, t[i + 1].v), b = _mm512_unpackhi_ps(t[i].v, t[i + 1].v);
-    __m512 c = _mm512_unpacklo_ps(t[i + 2].v, t[i + 3].v);
-    __m512 d = _mm512_unpackhi_ps(t[i + 2].v, t[i + 3].v);
-    u[i] = _mm512_shuffle_ps(a, c, 0x44);
-    u[i + 1] = _mm512_shuffle_ps(a, c, 0xEE);
-    u[i + 2] = _mm512_shuffle_ps(b, d, 0x44);
-    u[i + 3] = _mm512_shuffle_ps(b, d, 0xEE);
-  }
-  EQ_UNROLL for (int i = 0; i < 4; ++i) {  // then the pieces change places
-    __m512 a = _mm512_shuffle_f32x4(u[i], u[i + 4], 0x88);
-    __m512 b = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0x88);
-    __m512 c = _mm512_shuffle_f32x4(u[i], u[i + 4], 0xDD);
-    __m512 d = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0xDD);
-    t[i].v = _mm512_shuffle_f32x4(a, b, 0x88);
-    t[i + 4].v = _mm512_shuffle_f32x4(c, d, 0x88);
-    t[i + 8].v = _mm512_shuffle_f32x4(a, b, 0xDD);
-    t[i + 12].v = _mm512_shuffle_f32x4(c, d, 0xDD);
-  }
-}
 
 #elif EQ_ISA == 256
 
@@ -125,37 +102,6 @@ EQ_INLINE void add_sums4(float* out, Line a, Line b, Line c, Line d) {
   __m256 t = _mm256_hadd_ps(ab, cd);
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(t), _mm256_extractf128_ps(t, 1));
   _mm_storeu_ps(out, _mm_add_ps(_mm_loadu_ps(out), s));
-}
-EQ_INLINE void turn8(const __m256 (&r)[8], __m256 (&out)[8]) {
-  __m256 t[8], u[8];
-  EQ_UNROLL for (int i = 0; i < 8; i += 2) {
-    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-    t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
-  }
-  EQ_UNROLL for (int i = 0; i < 8; i += 4) {
-    u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
-    u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xEE);
-    u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
-    u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xEE);
-  }
-  EQ_UNROLL for (int i = 0; i < 4; ++i) {
-    out[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
-    out[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
-  }
-}
-EQ_INLINE void transpose(Line (&t)[kLanes]) {
-  __m256 q[4][8], r[4][8];  // the quarters: upper left, upper right, lower left, lower right
-  EQ_UNROLL for (int i = 0; i < 8; ++i) {
-    q[0][i] = t[i].a;
-    q[1][i] = t[i].b;
-    q[2][i] = t[i + 8].a;
-    q[3][i] = t[i + 8].b;
-  }
-  EQ_UNROLL for (int i = 0; i < 4; ++i) turn8(q[i], r[i]);
-  EQ_UNROLL for (int i = 0; i < 8; ++i) {
-    t[i] = {r[0][i], r[2][i]};
-    t[i + 8] = {r[1][i], r[3][i]};
-  }
 }
 
 #else  // any processor: the compiler's own vectors of four
@@ -219,18 +165,6 @@ EQ_INLINE void add_sums4(float* out, Line a, Line b, Line c, Line d) {
   out[1] += sum(b);
   out[2] += sum(c);
   out[3] += sum(d);
-}
-EQ_INLINE void transpose(Line (&t)[kLanes]) {
-  Line r[kLanes];
-  EQ_UNROLL for (int i = 0; i < kLanes; i += 4) {
-    EQ_UNROLL for (int j = 0; j < 4; ++j) {
-      Quad a = t[i].q[j], b = t[i + 1].q[j], c = t[i + 2].q[j], d = t[i + 3].q[j];
-      EQ_UNROLL for (int k = 0; k < 4; ++k) {
-        r[4 * j + k].q[i / 4] = Quad{a[k], b[k], c[k], d[k]};
-      }
-    }
-  }
-  EQ_UNROLL for (int i = 0; i < kLanes; ++i) t[i] = r[i];
 }
 
 #endif

@@ -135,9 +135,12 @@ void weight_gradient(const EqList* list, const EqGrid* grid, const float* in,
   const int64_t strips = tiles_in(grid->columns, shape.columns);
   const int64_t units = grid->outer * bands, weights = list->entries * list->group;
   // Each slice of the maps has sums of its own, added up in a fixed order: the result does not
-  // depend on the number of threads. More threads than slices share out the rows of the list.
-  const int64_t slices = units < 1 ? 1 : units < 4 ? units : 4;
-  const int64_t chunks = (grid->threads + slices - 1) / slices;
+  // depend on the number of threads, which share out the rows of the list too.
+  // Long lists have no slices, because their sums would not stay in a cache.
+  constexpr int64_t kLong = 32768;
+  const int64_t slices = units < 1 || weights > kLong ? 1 : units < 4 ? units : 4;
+  int64_t chunks = grid->threads > 1 ? (2 * grid->threads + slices - 1) / slices : 1;
+  if (chunks > list->rows) chunks = list->rows > 0 ? list->rows : 1;
   static thread_local Scratch scratch;
   float* sums = scratch.at_least(static_cast<size_t>(slices * weights));
   if (weights > 0) std::memset(sums, 0, static_cast<size_t>(slices * weights) * sizeof(float));
