@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint sanitize fuzz races clean
 
 demo: $(VENV)/.ready-demo ## train a 90 %-sparse network with and without correction, and compare
 	$(BIN)/equipoise compare --arms rigl rigl+agent --dataset digits --sparsity 0.9 \
@@ -17,6 +17,13 @@ lint: $(VENV)/.ready-dev ## lint, format and strict types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# Minutes each, so not a part of every check: before a change to the kernels lands.
+sanitize: $(VENV)/.ready-dev ## the tests of the kernels under sanitizers of memory and arithmetic
+fuzz: ## random layers against plain loops under sanitizers: make fuzz SECONDS=300
+races: ## random layers on several threads under a sanitizer of races: make races SECONDS=60
+sanitize fuzz races:
+	$(MAKE) -f tests/sanitizers/Makefile $@
 
 clean: ## remove the virtual environment and everything that tools left behind
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

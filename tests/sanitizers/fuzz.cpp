@@ -151,6 +151,7 @@ struct Maps {
       : size{n, c, h, w}, border(wide ? 0 : border_) {
     const int64_t blocks = (n + kLanes - 1) / kLanes;
     const int64_t high = h + 2 * border, broad = w + 2 * border;
+    memory.reserve(1);  // not null, even for no samples
     memory.assign(static_cast<size_t>(blocks * c * high * broad * kLanes), 0.0f);
     maps.data = memory.data() + border * (broad + 1) * kLanes;
     if (wide) {

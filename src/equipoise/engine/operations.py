@@ -67,7 +67,9 @@ class _Unit(torch.autograd.Function):
         if unit.plan is not None:
             assert values is not None
             values = values.detach().contiguous()
-            y = convolve(unit.plan, values, x, unit.border if plain else 0)
+            # With the border of its gradient, so that both have one form and share their memory.
+            border = unit.border if plain else unit.plan.gradient_border
+            y = convolve(unit.plan, values, x, border)
         else:
             y = x
         ctx.unit, ctx.form, ctx.residual_form, ctx.plain = unit, form, residual_form, plain
@@ -96,48 +98,65 @@ class _Unit(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        data, values, y_data, z_data = ctx.saved_tensors
+        data, values, *stage = ctx.saved_tensors
+        _let_go(ctx)
         unit: Unit = ctx.unit
-        needs_input, needs_values, needs_bias, needs_scale, needs_shift, needs_residual = (
-            ctx.needs_input_grad[:6]
-        )
-        dz = received(gradient, ctx.z_form)
         plan = unit.plan
+        needs_input, needs_values = ctx.needs_input_grad[:2]
+        dz = received(gradient, ctx.z_form)
         grads: list[Any] = [None] * 9
-        dy = dz
+        dy: Maps | None = dz
         if not ctx.plain:
-            z = None if z_data is None else Maps(z_data, ctx.z_form)
-            # Without a norm the stage's input is never read; its output has the same strides.
-            y = Maps(y_data, ctx.y_form) if y_data is not None else (z or dz)
-            wanted = needs_input or needs_values
-            input_form = ctx.form
-            if plan is not None:
-                input_form = bordered(ctx.y_form, plan.gradient_border)
-            result = stage_gradients(
-                *(dz, y, z, ctx.affine),
-                rectify=unit.rectify,
-                input_form=input_form if wanted else None,
-                residual_form=ctx.residual_form if needs_residual else None,
-                parameters=needs_bias or needs_scale or needs_shift,
-            )
-            grads[2] = result.bias if needs_bias else None
-            grads[3] = result.norm_scale if needs_scale else None
-            grads[4] = result.norm_shift if needs_shift else None
-            grads[5] = None if result.residual is None else result.residual.data
-            if result.input is None:
-                return tuple(grads)
-            dy = result.input
-        if plan is None:
-            grads[0] = dy.data
+            grads[2:6], dy = _stage_backward(ctx, dz, stage)
+        if plan is None or dy is None:
+            grads[0] = None if dy is None else dy.data
             return tuple(grads)
         if needs_values:
-            grads[1] = weight_gradient(plan, Maps(data, ctx.form), dy)
+            x, kept = Maps(data, ctx.form), dy
+            grads[1] = weight_gradient(plan, x, dy)
             if unit.gather is not None:
-                x = Maps(data, ctx.form)
-                unit.gather(lambda: dense_weight_gradient(plan, x, dy))
+                unit.gather(lambda: dense_weight_gradient(plan, x, kept))
         if needs_input:
             grads[0] = input_gradient(plan, values, _with_border(dy, plan)).data
         return tuple(grads)
+
+
+def _stage_backward(
+    ctx: Any, dz: Maps, saved: list[Tensor | None]
+) -> tuple[list[Tensor | None], Maps | None]:
+    """Gradients of bias, norm and residual, and that of the stage's input.
+
+    Args:
+        ctx: Of a unit with a stage.
+        dz: Gradient of its output.
+        saved: Input and output of the stage; emptied, so that their memory can be used again.
+    """
+    unit: Unit = ctx.unit
+    needs_input, needs_values, *needs = ctx.needs_input_grad[:6]
+    z_data, y_data = saved.pop(), saved.pop()
+    z = None if z_data is None else Maps(z_data, ctx.z_form)
+    # Without a norm the stage's input is never read; its output has the same strides.
+    y = Maps(y_data, ctx.y_form) if y_data is not None else (z or dz)
+    input_form = ctx.form
+    if unit.plan is not None:
+        input_form = bordered(ctx.y_form, unit.plan.gradient_border)
+    result = stage_gradients(
+        *(dz, y, z, ctx.affine),
+        rectify=unit.rectify,
+        input_form=input_form if needs_input or needs_values else None,
+        residual_form=ctx.residual_form if needs[3] else None,
+        parameters=any(needs[:3]),
+    )
+    found = (result.bias, result.norm_scale, result.norm_shift)
+    residual = None if result.residual is None else result.residual.data
+    wanted = [g if need else None for g, need in zip(found, needs[:3], strict=True)]
+    return [*wanted, residual], result.input
+
+
+def _let_go(ctx: Any) -> None:
+    """Lets the saved tensors go as soon as the caller does, unless the graph is kept."""
+    if hasattr(ctx, "maybe_clear_saved_tensors"):  # not in the oldest versions of torch
+        ctx.maybe_clear_saved_tensors()
 
 
 def unit_maps(

@@ -286,4 +286,8 @@ def _plain_step(row: StepRow) -> dict[str, Any]:
         found[kind] = (
             None if summary is None else {**summary._asdict(), "times": list(summary.times)}
         )
+    if row.laps:
+        # Where the engine is not used this is the network itself, so it says how large chance is.
+        both = (seconds(row.laps[name], "wall") for name in ("masks", "engine"))
+        found["same_format"] = list(ratio(*both))
     return found

@@ -173,7 +173,7 @@ def state_bytes(network: nn.Module, states: int) -> int:
         32
     """
     parameters = sum(p.numel() * p.element_size() for p in network.parameters())
-    return parameters * 2 + sum(b.numel() * b.element_size() for b in network.buffers())
+    return parameters * (1 + states) + sum(b.numel() * b.element_size() for b in network.buffers())
 
 
 def _keeps_state(run: Run) -> bool:

@@ -139,10 +139,17 @@ def _notes(steps: Sequence[Mapping[str, Any]]) -> str:
     """Where the engine was not used, and why."""
     return "\n".join(
         f"- {network_in_words(step['case'])}, {sparsity_in_words(step['case']['sparsity'])}, "
-        f"{step['threads']} thread(s), engine not used: {step['reason']}"
+        f"{step['threads']} thread(s), engine not used: {step['reason']}{_chance(step)}"
         for step in steps
         if step["reason"] is not None
     )
+
+
+def _chance(step: Mapping[str, Any]) -> str:
+    """How far two measurements of the same network lie apart."""
+    if not step["laps"]:
+        return ""
+    return f"; against the same network, {times_in_words(step['same_format'])}"
 
 
 def _scaling(rows: Sequence[Mapping[str, Any]]) -> str:

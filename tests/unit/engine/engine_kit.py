@@ -62,24 +62,30 @@ def threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class WatchedMemory:
-    """Stands in for the pool: exact sizes, NaN wherever a kernel has to write, zeros around.
+def poisoned(key: tuple[int, ...], shape: Sequence[int]) -> Tensor:
+    """In place of the pool: exact sizes, NaN wherever a kernel has to write, zeros around.
 
     Memory of exact size lets a sanitizer see who reads or writes beyond it; what is read before it
-    is written spoils the result; `check` sees who wrote into a border.
+    is written spoils the result.
     """
+    data = torch.full(tuple(shape), float("nan"))
+    border, wide = key[4], key[5]
+    assert not (border and wide), "wide maps have no border"
+    if border:
+        data.zero_()
+        data[:, :, border:-border, border:-border] = float("nan")
+    return data
+
+
+class WatchedMemory:
+    """Poisoned memory that remembers what it gave; `check` sees who wrote into a border."""
 
     def __init__(self) -> None:
         self._given: list[tuple[Tensor, int]] = []
 
     def take(self, key: tuple[int, ...], shape: Sequence[int]) -> Tensor:
-        data = torch.full(tuple(shape), float("nan"))
-        border, wide = key[4], key[5]
-        assert not (border and wide), "wide maps have no border"
-        if border:
-            data.zero_()
-            data[:, :, border:-border, border:-border] = float("nan")
-        self._given.append((data, border))
+        data = poisoned(key, shape)
+        self._given.append((data, key[4]))
         return data
 
     def check(self) -> None:

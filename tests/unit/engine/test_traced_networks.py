@@ -559,8 +559,11 @@ def test_two_inputs() -> None:
 
     network = compare(Two(), torch.randn(3, 4), torch.randn(3, 6))
     assert len(kit.steps_of(network)) == 2
-    with pytest.raises(TypeError, match=r"got 1 positional arguments, expected 2 \(x, y\)"):
-        network(torch.zeros(3, 4))
+    x, y = torch.randn(3, 4), torch.randn(3, 6)
+    assert torch.equal(network(y=y, x=x), network(x, y))
+    for wrong in ((x,), (x, y, y)):
+        with pytest.raises(TypeError):
+            network(*wrong)
 
 
 def test_layers_without_a_kernel_stay_torch_s() -> None:

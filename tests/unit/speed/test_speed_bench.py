@@ -127,12 +127,12 @@ def test_bytes_are_those_of_the_tensors() -> None:
 
 @kit.needs_kernels
 def test_a_case_is_measured_with_all_threads_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = torch.get_num_threads()
     tick = Clock()
     used: list[int] = []
     asked: list[int] = []
     # Not for real: several threads on busy cores would wait for each other.
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
 
     def clock() -> Lap:
         used.append(asked[-1])
@@ -140,7 +140,7 @@ def test_a_case_is_measured_with_all_threads_in_turns(monkeypatch: pytest.Monkey
 
     rows = measure_case(NETWORK, (1, 2), rounds=2, warmup=1, clock=clock)
     assert asked[:2] == [1, 2]  # each has a network that was prepared for it
-    assert asked[-1] == before
+    assert asked[-1] == 7  # as before
     assert [row.threads for row in rows] == [1, 2]
     for row in rows:
         assert list(row.laps) == list(KINDS)
@@ -229,7 +229,8 @@ def test_everything_is_kept_and_shown(tmp_path: Path, monkeypatch: pytest.Monkey
     assert drawn == markdown(made)
     assert "| small_cnn, width 0.5, batch 4 | 2 | 4.00 [4.00, 4.00] |" in drawn
     assert "| small_cnn, width 0.5, batch 4 | 1 | 4000.0 / 2000.0 |" in drawn
-    assert "- vgg16, batch 128, 99 %, 1 thread(s), engine not used: it is small" in drawn
+    assert (first["same_format"], made["steps"][1]["same_format"]) == ([2.0] * 3, [4.0] * 3)
+    assert "- vgg16, batch 128, 99 %, 1 thread(s), engine not used: it is small; against" in drawn
     assert "| vgg16, batch 128 | 99 % | engine | 2.0 | 1.0 | 0.5 | 35.0 |" in drawn
     assert "2 against 1 | 2.00 [2.00, 2.00] |" in drawn
 
