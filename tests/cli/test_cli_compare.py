@@ -26,10 +26,12 @@ TINY = (
     *("--test-samples", "64", "--batch-size", "32", "--device", "cpu", "--learning-rate", "0.05"),
     *("--epochs", "8", "--interval", "2", "--num-seeds", "2", "--seed", "3", "--workers", "2"),
     *("--threads", "2", "--arms", "rigl", "double:rigl+agent,batch_size=64", "--out", "both"),
+    *("--engine", "dense"),
 )
 SETTINGS = {
     "model": "mlp", "width": 0.1, "train_samples": 128, "test_samples": 64, "batch_size": 32,
     "device": "cpu", "learning_rate": 0.05, "epochs": 8, "interval": 2, "seed": 4,
+    "engine": "dense",
 }  # fmt: skip
 
 

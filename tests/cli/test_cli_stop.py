@@ -31,7 +31,7 @@ LONG = (
     ),
     *("--epochs", "20", "--batch-size", "16", "--device", "cpu", "--topology", "rigl"),
     *("--interval", "5", "--corrector", "agent", "--optimizer", "adamw"),
-    *("--learning-rate", "0.003", "--threads", "1"),
+    *("--learning-rate", "0.003", "--threads", "1", "--engine", "dense"),
 )
 TIMES = ("_seconds", "_bytes")
 
@@ -46,7 +46,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings: dict[str, Any] = {
         "model": "mlp", "width": 0.1, "train_samples": 192, "test_samples": 64, "epochs": 20,
         "batch_size": 16, "device": "cpu", "interval": 5, "corrector": "agent",
-        "optimizer": "adamw", "learning_rate": 0.003,
+        "optimizer": "adamw", "learning_rate": 0.003, "engine": "dense",
     }  # fmt: skip
     for name, value in settings.items():
         run = with_setting(run, name, value)

@@ -36,7 +36,8 @@ def test_a_tiny_run(call: Call, tmp_path: Path) -> None:
     records = read_records(folder / "records.jsonl")
     assert [record.epoch for record in records] == [1, 2]
     assert records[-1].data_passes == pytest.approx(1 + 10 / 3)
-    lines = result.out.splitlines()
+    first, *lines = result.out.splitlines()
+    assert first.startswith("Engine")
     assert len(lines) == 4
     assert [percent(line)[0] for line in lines[:3]] == pytest.approx(
         [100 * r.test_accuracy for r in (*records, records[-1])], abs=0.0051
@@ -95,11 +96,12 @@ def test_a_finished_run_is_told_again_and_not_trained(call: Call, tmp_path: Path
 
 
 def test_overwriting_trains_again_to_the_same_weights(call: Call, tmp_path: Path) -> None:
-    call("train", *TINY, "--out", "run")
+    words = ("train", *TINY, "--engine", "dense", "--out", "run")
+    call(*words)
     before = torch.load("run/model.pt")
     started = json.loads(Path("run/manifest.json").read_text())["started"]
     (tmp_path / "run" / "model.pt").write_bytes(b"to be replaced")
-    result = call("train", *TINY, "--out", "run", "--overwrite")
+    result = call(*words, "--overwrite")
     assert result.code == 0
     assert len(result.out.splitlines()) == 4
     after = torch.load("run/model.pt")

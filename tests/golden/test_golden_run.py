@@ -32,6 +32,7 @@ SETTINGS = {
     "batch_size": 32,
     "epochs": EPOCHS,
     "device": "cpu",
+    "engine": "dense",
 }
 
 

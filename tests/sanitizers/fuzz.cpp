@@ -105,6 +105,10 @@ Case draw(Source& source) {
     if (source.chance(chances[density])) c.positions.push_back(p);
   }
   if (density == 1 && c.positions.empty()) c.positions.push_back(weights - 1);
+  // Many cheap cases find more than a few dear ones.
+  const int64_t each = c.out[0] * c.out[1] * (c.samples + (c.wide ? 100 : 1));
+  const size_t most = static_cast<size_t>(1000000 / each + 1);
+  if (c.positions.size() > most) c.positions.erase(c.positions.begin(), c.positions.end() - most);
   return c;
 }
 

@@ -29,6 +29,7 @@ from equipoise.engine.layers import (
     unsupported_because,
 )
 from equipoise.engine.library import unavailable_because
+from equipoise.engine.memory import POOL
 from equipoise.engine.network import EngineNetwork, rebuilt, ways_of
 from equipoise.engine.program import Program, dense_way
 from equipoise.engine.timing import speed_up, too_small
@@ -369,6 +370,7 @@ def follow_(topology: Topology, network: nn.Module) -> None:
         else:
             stores[name] = MaskedWeight(parameter, topology.masks[name])
     topology.rebind_(stores, model=network)
+    POOL.release()  # what the timings used is not what the network will use
 
 
 def _choose(
@@ -434,16 +436,15 @@ def _input_sizes(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, tuple[i
     sizes: dict[str, tuple[int, int]] = {}
 
     def watch(path: str) -> Any:
-        def see(module: nn.Module, given: tuple[Any, ...]) -> None:
-            size = (1, 1)
-            if isinstance(module, nn.Conv2d):
-                size = (int(given[0].shape[-2]), int(given[0].shape[-1]))
-            sizes.setdefault(path, size)
+        def see(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            x = (*given, *named.values())[0]
+            is_image = isinstance(module, nn.Conv2d)
+            sizes.setdefault(path, (int(x.shape[-2]), int(x.shape[-1])) if is_image else (1, 1))
 
         return see
 
     handles = [
-        module.register_forward_pre_hook(watch(path))
+        module.register_forward_pre_hook(watch(path), with_kwargs=True)
         for path, module in model.named_modules()
         if isinstance(module, nn.Conv2d | nn.Linear)
     ]

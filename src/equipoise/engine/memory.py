@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 _PAGE = 2 << 20  # a huge page where there are any
+_STALE = 2000  # what was free for so many takes, several steps, is left from something else
 _WASTE = 1.5  # a free block may be this much larger than what it is used for
 
 
@@ -31,7 +32,9 @@ class Pool:
     """
 
     def __init__(self) -> None:
-        self._free: dict[tuple[int, ...], list[mmap.mmap]] = defaultdict(list)
+        # Free blocks by key, each with the number of takes when it came back.
+        self._free: dict[tuple[int, ...], list[tuple[mmap.mmap, int]]] = defaultdict(list)
+        self._taken = 0
         self._lock = Lock()
         self.bytes_mapped = 0
 
@@ -45,7 +48,10 @@ class Pool:
         size = math.prod(shape)
         wanted = max(1, -(-size * 4 // _PAGE)) * _PAGE
         with self._lock:
-            block = self._free[key].pop() if self._free[key] else self._adopt(wanted)
+            block = self._free[key].pop()[0] if self._free[key] else self._adopt(wanted)
+            self._taken += 1
+            if block is None:
+                self._let_go(self._taken - _STALE)
         if block is None:
             block = _fresh(wanted)
             # Small maps would each fill a huge page.
@@ -59,18 +65,23 @@ class Pool:
     def release(self) -> None:
         """Returns all memory that is not in use to the system."""
         with self._lock:
-            freed, self._free = self._free, defaultdict(list)
-            for blocks in freed.values():
-                self.bytes_mapped -= sum(len(block) for block in blocks)
+            self._let_go(self._taken + 1)
+
+    def _let_go(self, before: int) -> None:
+        """Returns what has been free since before a certain take."""
+        for key, blocks in list(self._free.items()):
+            kept = [(block, since) for block, since in blocks if since >= before]
+            self.bytes_mapped -= sum(len(block) for block, since in blocks if since < before)
+            self._free[key] = kept
 
     def _give_back(self, key: tuple[int, ...], block: mmap.mmap) -> None:
-        self._free[key].append(block)
+        self._free[key].append((block, self._taken))
 
     def _adopt(self, wanted: int) -> mmap.mmap | None:
         """A free block of another form, wiped; None if none has the right size."""
         # A copy, because blocks come back at any moment, without the lock.
         for blocks in list(self._free.values()):
-            for place, block in enumerate(blocks):
+            for place, (block, _) in enumerate(blocks):
                 if wanted <= len(block) <= _WASTE * wanted:
                     del blocks[place]
                     np.frombuffer(block, dtype=np.uint8).fill(0)

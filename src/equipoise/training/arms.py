@@ -162,10 +162,9 @@ def _decide_engine(jobs: Sequence[Job], threads: int, *, overwrite: bool) -> Non
             masks = (run.sparse.sparsity, run.sparse.distribution)
             kind = (run.network, run.data, loop.batch_size, loop.engine, masks)
             begun = (job.folder / CHECKPOINT).exists() or (job.folder / MODEL).exists()
-            if kind in seen or (begun and not overwrite) or loop.engine == "dense":
-                continue
-            seen.add(kind)
-            if not engine_refusals(run):
+            decided = (begun and not overwrite) or loop.engine == "dense" or engine_refusals(run)
+            if not decided and kind not in seen:
+                seen.add(kind)
                 Session(run)
     finally:
         torch.set_num_threads(before)

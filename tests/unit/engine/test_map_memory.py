@@ -239,7 +239,7 @@ def test_borders_stay_zero_through_training(pool: Pool) -> None:
         if wide or not border:
             continue
         shape = (count, channels, rows + 2 * border, columns + 2 * border, 16)
-        for block in blocks:
+        for block, _ in blocks:
             outside = torch.frombuffer(bytearray(block), dtype=torch.float32)
             outside = outside[: torch.Size(shape).numel()].view(shape)
             outside[:, :, border:-border, border:-border] = 0.0
@@ -268,3 +268,14 @@ def test_maps_are_where_they_say(pool: Pool) -> None:
         assert inner[0, :, :, :, :3].eq(1.0).all()
         assert made.data.sum() == 3 * 2 * 4 * 5
     assert to_maps(torch.ones(3, 2, 4, 5), border=2, wide=True).form.border == 0
+
+
+def test_what_has_long_been_idle_goes_when_other_memory_is_needed() -> None:
+    pool, floats = Pool(), PAGE // 4
+    take(pool, 1, size=8 * floats)
+    for _ in range(memory._STALE + 1):
+        take(pool, 2)
+    assert pool.bytes_mapped == 9 * PAGE, "what is used again needs nothing new"
+    kept = take(pool, 3, size=3 * floats)
+    assert pool.bytes_mapped == 4 * PAGE
+    assert not kept.any()
