@@ -144,7 +144,7 @@ def assert_close(got: Tensor, expected: Tensor, scale: Tensor, terms: float) -> 
 def test_agrees_with_double_precision(case: Case) -> None:
     plain, layer = layer_of(case)
     x = case.input().requires_grad_()
-    with kit.chosen(case.instructions), kit.watched_memory():
+    with kit.chosen(case.instructions), kit.watched_memory(case.samples):
         y = layer(x)
         dy = case.tensor(*y.shape, salt=4)
         y.backward(dy)
@@ -250,7 +250,7 @@ def test_linear_layers(
         plain.weight.copy_(weight.view(out, features))
     layer = compact_layer(plain, index, Way(tiling, tiling, tiling, wide=True))
     x = torch.randn(samples, features, generator=generator, requires_grad=True)
-    with kit.chosen(instructions), kit.watched_memory():
+    with kit.chosen(instructions), kit.watched_memory(samples):
         y = layer(x)
         dy = torch.randn(samples, out, generator=generator)
         y.backward(dy)

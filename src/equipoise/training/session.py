@@ -13,6 +13,7 @@ from torch import Tensor
 from equipoise.correction import GradientCorrector, LossCovariance
 from equipoise.data import Batch, Dataset
 from equipoise.data.folder import FolderDataset
+from equipoise.engine.memory import POOL
 from equipoise.engine.network import ways_of
 from equipoise.objectives import Standard
 from equipoise.records import EpochRecord
@@ -64,6 +65,8 @@ class Session:
         self.flops = self._count_flops()
         self.num_parameters = sum(p.numel() for p in self.model.parameters())
         masked = self.model
+        # What is wrong with the optimizer's settings is said before layers are timed.
+        build_optimizer(self._trainable(), run.optimization)
         self.model, self.engine_reason = build.choose_engine(
             masked,
             self.topology,
@@ -163,9 +166,12 @@ class Session:
     def finish_epoch(self) -> EpochRecord:
         """Evaluates, writes up the epoch and moves on to the next."""
         with self.meter("evaluation"):
+            # Batches of another size would each keep memory of their own, unused meanwhile.
+            POOL.release()
             images = self.images
             test = self._score(images.test)
             validation = None if images.validation is None else self._score(images.validation)
+            POOL.release()
         record = self._record(test, validation)
         self.epoch += 1
         self.batch = 0

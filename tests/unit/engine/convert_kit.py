@@ -71,6 +71,18 @@ class Block(nn.Module):
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
 
+class Shifted(nn.Sequential):
+    """Has parameters and children."""
+
+    def __init__(self, *children: nn.Module) -> None:
+        super().__init__(*children)
+        self.shift = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        result: Tensor = super().forward(input) + self.shift
+        return result
+
+
 class Nested(nn.Module):
     """Modules in modules, a parameter and a buffer of the whole, and names that might clash."""
 
@@ -78,7 +90,7 @@ class Nested(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.shell = nn.Sequential(cnn()[:6], nn.Flatten())
+        self.shell = Shifted(cnn()[:6], nn.Flatten())
         self._programs = nn.ModuleDict({"_dense": nn.Linear(96, 8)})
         self.shift = nn.Parameter(torch.full((8,), 0.25))
         self.register_buffer("scale", torch.tensor(2.0))

@@ -254,6 +254,12 @@ class AnyNumber(nn.Module):
         return self.layer(inputs[0]) + sum(inputs[1:], torch.zeros(())) + sum(named.values())
 
 
+class Several(AnyNumber):
+    def forward(self, *inputs: Tensor) -> Tensor:  # type: ignore[override]
+        result: Tensor = self.layer(inputs[0]) + 1.0
+        return result
+
+
 class TwoInputs(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -274,6 +280,8 @@ def test_arguments_by_name_and_of_any_number() -> None:
     assert isinstance(network, EngineNetwork)
     free = AnyNumber()
     several, _ = kit.convert_it(free, x)
+    alone, _ = kit.convert_it(Several(), x)
+    assert alone(x).shape == (5, 4)
     four = torch.randn(5, 4)
     kit.close(several(x, four, more=four), free(x, four, more=four))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Iterator
@@ -84,6 +85,23 @@ def test_it_is_used_where_it_pays(
     assert converted == (said is None)
     if said is not None:
         assert told == f"the engine is not used: {said}; training goes on with masks."
+
+
+def test_timing_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "_WORTH_SECONDS", 0.0)
+    monkeypatch.setattr(convert, "_LEAST_GAIN", float("inf"))
+    model, x = nn.Sequential(kit.cnn(), nn.Dropout(0.5)), torch.randn(kit.IMAGES)
+    topology = Topology(model, sparsity=0.7)
+    model.eval()
+    model.get_submodule("0.4").train()
+    state, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
+    random = torch.get_rng_state()
+    with pytest.warns(UserWarning, match="the engine is not used"):
+        assert to_engine(model, topology, x) is model
+    assert torch.equal(torch.get_rng_state(), random)
+    assert [m.training for m in model.modules()] == modes
+    assert toy.differences(dict(state), dict(model.state_dict())) == []
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_a_decision_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -70,6 +70,16 @@ def test_the_way_back_follows_the_training() -> None:
     assert plain.get_submodule("1") is network.get_submodule("1")
 
 
+def test_the_way_back_takes_what_the_network_has_now() -> None:
+    """Also of modules that have parameters and children: they are others in the plain network."""
+    network, _ = kit.convert_it(kit.Nested(), torch.randn(kit.IMAGES))
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    state |= {name: state[name] + 1.0 for name in ("shift", "scale", "head.bias", "shell.shift")}
+    network.load_state_dict(state, assign=True)
+    plain = to_dense(network).state_dict()
+    assert toy.differences(plain_state(state), dict(plain)) == []
+
+
 def test_a_model_that_was_left_alone_comes_back_itself() -> None:
     model = kit.cnn()
     assert to_dense(model) is model

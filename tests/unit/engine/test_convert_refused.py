@@ -131,6 +131,14 @@ def test_only_the_layers_that_are_not_followed_are_left() -> None:
     assert all(p.grad is not None for p in network.parameters())
 
 
+def test_a_layer_that_is_also_called_past_its_module() -> None:
+    class Both(Listed):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self.last(self.layer(x))
+
+    assert "of the layer layer, its calls are not followed" in refused(Both(), torch.randn(6, 12))
+
+
 def test_a_topology_of_another_model() -> None:
     other = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 8))
     for model in (other, kit.mlp()):

@@ -92,7 +92,7 @@ def compare(
     network = conversion.network
     (step,) = kit.steps_of(network, training=training)
     assert isinstance(step, UnitStep), "all of it in one step"
-    with kit.watched_memory():
+    with kit.watched_memory(len(x)):
         for call in range(calls):
             a, b = (t.detach().roll(call).requires_grad_() for t in (x, other))
             c, d = (t.detach().double().requires_grad_() for t in (a, b))
@@ -216,7 +216,7 @@ def test_without_a_layer(
     reference, conversion = kit.twins(block, x, sparsity=0.5, way=way(Way(wide=wide)))
     assert conversion.untraced is None
     network = conversion.network
-    with kit.watched_memory():
+    with kit.watched_memory(len(x)):
         a, c = x.clone().requires_grad_(), x.double().requires_grad_()
         y, expected = network(a), reference(c)
         y.square().sum().backward()

@@ -71,7 +71,7 @@ def compare(pool: nn.Module, x: Tensor, wide: bool, in_kernels: bool, pads: bool
     reference, conversion = kit.twins(model, x, sparsity=0.3, way=lambda *_: given)
     network = conversion.network
     assert isinstance(kit.steps_of(network)[1], PoolStep) == in_kernels
-    with kit.watched_memory():
+    with kit.watched_memory(len(x)):
         a, c = x.clone().requires_grad_(), x.double().requires_grad_()
         y, expected = network(a), reference(c)
         dy = torch.randn(y.shape)

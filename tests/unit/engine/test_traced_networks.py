@@ -268,6 +268,22 @@ def test_what_a_forward_pass_may_say(code: Callable[[Any, Tensor], Any], wide: b
             compare(Net(code), maps(samples))
 
 
+def _one_layer_between_different_neighbours(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    z = F.relu(net.b(y) + net.broad(y))  # y has a border for the broad one
+    return pooled(net, net.b(z) + net.b(y))
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_one_layer_meets_maps_with_different_borders(wide: bool) -> None:
+    code = _one_layer_between_different_neighbours
+    model = Net(code, broad=nn.Conv2d(6, 6, 5, padding=2))
+    if wide:
+        compare(model, maps(), way=lambda *_: WIDE)
+    else:
+        compare(model, maps())
+
+
 def _relu_read_later(net: Any, x: Tensor) -> Tensor:
     y = net.a(x)
     z = net.loud(y)

@@ -371,6 +371,8 @@ def test_the_manifest_tells_what_was_used(
     sparse, dense = manifest(engine="sparse"), manifest(engine="dense")
     assert sparse["engine"] == manifest(engine="auto")["engine"] == used
     assert sparse["network"] == dense["network"]
+    plain = toy.session(**CNN).model
+    assert sparse["network"]["parameters"] == sum(p.numel() for p in plain.parameters())
     unused = {"used": False, "instructions": None, "reason": None}
     assert dense["engine"] == unused
     for other in ({"precision": "bf16"}, {"sparsity": 0.0}, {"topology": "dense"}):
