@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from equipoise.engine.convolution import Geometry, Plan, Tiling, Way
-from equipoise.engine.maps import Maps, from_maps, to_maps
+from equipoise.engine.maps import Form, Maps, from_maps, to_maps
 from equipoise.engine.operations import Unit, unit_maps
 from equipoise.topology.compact_weight import resize_
 
 Dense = nn.Conv2d | nn.Linear
+
+_MOST_NUMBERS = 2**31 - 1  # that kernels reach with the offsets of a list
 
 
 class Plans:
@@ -36,13 +38,20 @@ class Plans:
         known: dict[Any, Plan] = self._by_index.setdefault(index, {})
         key = (form.rows, form.columns, form.border, way)
         if key not in known:
-            if min(geometry.output(form.rows, form.columns)) < 1:
+            out = geometry.output(form.rows, form.columns)
+            if min(out) < 1:
                 raise ValueError(
                     f"maps of {form.rows} x {form.columns} are smaller than the kernel "
                     f"{geometry.kernel} with padding {geometry.padding}; give larger ones."
                 )
             border = geometry.gradient_border(form.rows, form.columns)
             border = 0 if way.wide else border
+            dy = Form(form.samples, geometry.out_channels, *out, border, way.wide)
+            if max(form.numbers, dy.numbers) > _MOST_NUMBERS:
+                raise ValueError(
+                    f"maps of {form.rows} x {form.columns} with {form.channels} channels, or those "
+                    "that a layer makes of them, are too large for the kernels; train with masks."
+                )
             # A plan that held the index itself would keep it, and so itself, alive.
             positions = index.detach()
             known[key] = Plan(

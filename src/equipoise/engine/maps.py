@@ -44,6 +44,12 @@ class Form:
         return -(-self.samples // LANES)
 
     @property
+    def numbers(self) -> int:
+        """Numbers that one list reaches: of one block, or of all where they lie side by side."""
+        high, broad = self.rows + 2 * self.border, self.columns + 2 * self.border
+        return LANES * (self.blocks if self.wide else 1) * self.channels * high * broad
+
+    @property
     def count(self) -> int:
         """Numbers per channel that belong to a sample."""
         return self.samples * self.rows * self.columns

@@ -6,7 +6,9 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +17,14 @@ from torch import Tensor, nn
 
 from equipoise.engine.convolution import Geometry, Tiling, Way
 from equipoise.engine.layers import (
+    Plans,
     SparseLayer,
     compact_layer,
     default_way,
     dense_layer,
     unsupported_because,
 )
+from equipoise.engine.maps import Form
 
 kit: Any = import_module("tests.unit.engine.engine_kit")
 
@@ -196,6 +200,25 @@ def test_misuse_is_told_and_never_computed(misuse: Callable[[], None], words: st
     with pytest.raises(ValueError, match=words) as raised:
         misuse()
     assert str(raised.value).count(". ") == 0, "one sentence"
+
+
+@pytest.mark.parametrize(
+    ("geometry", "form"),
+    [
+        (Geometry(4, 128, (3, 3), (1, 1), (1, 1)), Form(1, 128, 1023, 1023, 1)),
+        (Geometry(512, 4, (3, 3), (1, 1), (1, 1)), Form(1, 4, 511, 512, 1)),
+        (Geometry(4, 2**20), Form(2048, 2**20, 1, 1, wide=True)),
+    ],
+)
+def test_maps_beyond_the_reach_of_an_index_are_refused(geometry: Geometry, form: Form) -> None:
+    # The offsets of a list have 32 bits; they would wrap, and the kernels read anywhere.
+    maps: Any = SimpleNamespace(form=form)
+    index = torch.arange(2)
+    with pytest.raises(ValueError, match="too large for the kernels"):
+        Plans().find(geometry, index, Way(wide=form.wide), maps)
+    smaller: Any = SimpleNamespace(form=replace(form, rows=form.rows // 2, samples=1))
+    if form.rows > 1:
+        assert Plans().find(geometry, index, Way(wide=form.wide), smaller).rows == form.rows // 2
 
 
 def test_dense_and_back() -> None:
