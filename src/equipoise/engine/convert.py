@@ -221,6 +221,8 @@ def choose_network(
             on_gain(conversion, gain)
         if gain < _LEAST_GAIN:
             reason = f"a step would take {1 / gain:.2f} times as long as with masks"
+            if gain > 1.0:
+                reason = f"a step would be only {100 * (gain - 1):.1f} % faster than with masks"
     if reason is not None:
         return Choice(model, reason)
     follow_(topology, conversion.network)
