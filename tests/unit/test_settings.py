@@ -164,7 +164,9 @@ def test_runs_cannot_be_changed_in_place() -> None:
 
 def test_the_default_run_is_valid_and_so_is_one_with_everything_changed() -> None:
     validate(Run())
-    validate(with_setting(everything_changed(), "topology", "rigl"))
+    run = with_setting(everything_changed(), "topology", "rigl")
+    # Compiling, half precision and the kernels exclude one another.
+    validate(with_setting(run, "engine", "dense"))
 
 
 INF, NAN = float("inf"), float("nan")
