@@ -223,17 +223,16 @@ class _Pool(torch.autograd.Function):
         x = Maps(data, form)
         out = pooling.pool(x, window, border)
         ctx.form, ctx.out_form, ctx.window = form, out.form, window
-        ctx.save_for_backward(*((data, out.data) if window.largest else ()))
+        ctx.save_for_backward(data if window.largest else None)
         return out.data
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        saved = ctx.saved_tensors
-        x = Maps(saved[0], ctx.form) if saved else None
-        out = Maps(saved[1], ctx.out_form) if saved else None
+        (data,) = ctx.saved_tensors
+        x = None if data is None else Maps(data, ctx.form)
         d_out = received(gradient, ctx.out_form)
-        return pooling.pool_gradient(ctx.window, d_out, ctx.form, x, out).data, None, None, None
+        return pooling.pool_gradient(ctx.window, d_out, ctx.form, x).data, None, None, None
 
 
 def pool_maps(x: Maps, window: Window, *, border: int) -> Maps:

@@ -64,17 +64,14 @@ def pool(x: Maps, window: Window, border: int) -> Maps:
     return out
 
 
-def pool_gradient(
-    window: Window, d_out: Maps, form: Form, x: Maps | None, out: Maps | None
-) -> Maps:
-    """Gradient of the input of a pool; `x` and `out` are its input and output, for maxima."""
+def pool_gradient(window: Window, d_out: Maps, form: Form, x: Maps | None) -> Maps:
+    """Gradient of the input of a pool; `x` is its input, for maxima."""
     dx = new_maps(form)
     known = (size_argument(form), d_out.form.rows, d_out.form.columns, window.argument())
     if window.largest:
         assert x is not None
-        assert out is not None
         kernels().max_pool_backward(
-            *(x.argument(), out.argument(), d_out.argument(), dx.argument(), *known),
+            *(x.argument(), None, d_out.argument(), dx.argument(), *known),
             num_threads(),
         )
     else:

@@ -7,7 +7,7 @@ buffers that are swapped for the time of a call (snapshots) are the ones that co
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -335,4 +335,4 @@ def _sizes(value: Value) -> tuple[int, ...]:
 
 def dense_way(module: Dense, way: Way) -> DenseWay:
     """How to run a layer that keeps its dense weight."""
-    return DenseWay(replace(way), Plans(), torch.arange(module.weight.numel()))
+    return DenseWay(way, Plans(), torch.arange(module.weight.numel()))
