@@ -7,6 +7,7 @@ same kind of answer everywhere: what was got, what is allowed, and the nearest v
 from __future__ import annotations
 
 import difflib
+import itertools
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -101,12 +102,12 @@ def check_words(
     while position < len(words):
         word = words[position]
         position += 1
+        if word == "-h":
+            return
         if not word.startswith("--"):
-            if word == "-h":
-                return
             raise ValueError(
                 f"{word!r} is not an option of `equipoise {command}`; options start with --, "
-                f"see `equipoise {command} --help`"
+                f"see `equipoise {command} --help`{_with_equals(words[: position - 1], word)}"
             )
         name, equals, value = word[2:].partition("=")
         name = name.replace("_", "-")
@@ -193,12 +194,21 @@ def _kind(name: str, kinds: Mapping[str, Any], command: str) -> Any:
 
 def _values(words: Sequence[str]) -> list[str]:
     """The words up to the next option."""
-    found: list[str] = []
-    for word in words:
-        if word.startswith("--") or word == "-h":
-            break
-        found.append(word)
-    return found
+    return list(itertools.takewhile(lambda word: not _looks_like_option(word), words))
+
+
+def _looks_like_option(word: str) -> bool:
+    """Whether a word is no value to the parser: two dashes, or one before a letter (-x, not -1)."""
+    if word.lower() in ("-inf", "-infinity", "-nan"):
+        return False
+    return word.startswith("--") or (word.startswith("-") and word[1:2].isalpha())
+
+
+def _with_equals(before: Sequence[str], word: str) -> str:
+    """How to pass a word with a dash as a value, if it stood where one is expected."""
+    if not (before and before[-1].startswith("--") and word.startswith("-")):
+        return ""
+    return f", or write {before[-1].partition('=')[0]}={word} if that is its value"
 
 
 def _check_values(flag: str, values: Sequence[str], kind: Any) -> None:

@@ -18,7 +18,7 @@ from equipoise.data import dataset_names
 from equipoise.listing import CORRECTORS, TOPOLOGIES
 from equipoise.models import model_names
 
-COMMANDS = ("train", "compare", "evaluate", "export", "report", "list")
+COMMANDS = ("train", "compare", "evaluate", "export", "report", "plan", "bench", "list")
 
 WITHOUT_TORCH = """
 import sys
@@ -160,6 +160,7 @@ def test_words_become_settings(
 
 
 VALUES = ["3", "0.5", "-1", "None", "none", "rigl", "agent", "", "x", "--", "1e3", "nan", "@x"]
+VALUES += ["-x", "-", "-inf", "-h2"]
 
 
 @st.composite

@@ -65,6 +65,9 @@ MISTAKES: list[tuple[str, str]] = [
     ("report --runs file", "file"),
     ("report --runs empty", "empty holds no run"),
     ("list --models", "has no option --models"),
+    ("compare --arms -x", "'-x' is not an option of `equipoise compare`"),
+    ("compare --arms -x", "or write --arms=-x if that is its value"),
+    ("train --data-dir -x", "--data-dir takes one value; got none"),
 ]
 
 
