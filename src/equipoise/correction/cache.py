@@ -21,8 +21,8 @@ class GradientCache:
     .. math:: \text{bytes} = m \cdot d_a \cdot 4
 
     for m batches and :math:`d_a` stored entries (of masked and compact weights the active ones, of
-    all others every one) in single precision. Steps must meet the batches in the order of the
-    refresh; each row carries a fingerprint of its batch, so another batch is refused.
+    all others every one) in single precision. A row is found by a fingerprint of its batch, so
+    that no batch ever gets the gradient of another.
 
     Args:
         file: Where the rows go; None keeps them in memory. The file is overwritten by every
@@ -31,7 +31,7 @@ class GradientCache:
     Example:
         >>> cache = GradientCache()
         >>> cache.append({"w": torch.tensor([1.0, 2.0])}, fingerprint(torch.ones(3)))
-        >>> cache.read(0, fingerprint(torch.ones(3)))
+        >>> cache.read(fingerprint(torch.ones(3)))
         {'w': tensor([1., 2.])}
         >>> cache.num_bytes
         8
@@ -45,6 +45,7 @@ class GradientCache:
         self._prints: list[list[float]] = []
         self._dtype = torch.float32
         self._lost = False
+        self._places: dict[tuple[float, ...], int] = {}
 
     def __len__(self) -> int:
         """Number of batches that were stored."""
@@ -64,6 +65,7 @@ class GradientCache:
         """Forgets everything."""
         self._rows, self._mapped, self._shapes, self._prints = [], None, {}, []
         self._lost = False
+        self._places = {}
 
     def append(self, gradient: Named, batch_print: list[float]) -> None:
         """Stores the gradient of the next batch.
@@ -90,33 +92,21 @@ class GradientCache:
             self._rows.append(row)
         else:
             self._write(row, new_file=not self._prints)
+        self._places[tuple(batch_print)] = len(self._prints)
         self._prints.append(batch_print)
 
-    def read(self, position: int, batch_print: list[float]) -> Named | None:
+    def read(self, batch_print: list[float]) -> Named | None:
         """The gradient that was stored for one batch.
 
         Args:
-            position: Of the batch since the refresh, from 0.
             batch_print: `fingerprint` of the batch that is trained on.
 
         Returns:
-            By name, not to be changed; None if the file with the rows is not there any more.
-
-        Raises:
-            ValueError: The refresh has seen another batch at this position, or none.
+            By name, not to be changed; None if the batch was not among those of the refresh, or
+            if the file with the rows is not there any more.
         """
-        if position >= len(self):
-            raise ValueError(
-                f"the refresh stored the gradients of {len(self)} batches and this is number "
-                f"{position + 1}; refresh before every epoch, with all of its batches."
-            )
-        if self._prints[position] != batch_print:
-            raise ValueError(
-                f"batch {position} is not the one that the refresh saw at this place, so its "
-                "stored gradient means nothing; give the refresh the very batches of the epoch, "
-                'or use mode="recompute".'
-            )
-        row = self._row(position)
+        position = self._places.get(tuple(batch_print))
+        row = None if position is None else self._row(position)
         return None if row is None else self._as_gradient(row)
 
     def state_dict(self) -> dict[str, Any]:
@@ -138,6 +128,7 @@ class GradientCache:
         self.clear()
         self._shapes, self._prints = dict(state["shapes"]), list(state["prints"])
         self._dtype, self._rows = state["dtype"], list(state["rows"])
+        self._places = {tuple(known): place for place, known in enumerate(self._prints)}
         if self._prints and not self._rows:
             self._lost = self._file is None or self._token() != state["token"]
 
@@ -185,7 +176,9 @@ class GradientCache:
         size = math.prod(shape) * self._dtype.itemsize
         if not self._file.exists() or self._file.stat().st_size != size:
             return None
-        flat = torch.from_file(str(self._file), shared=True, size=math.prod(shape), dtype=self._dtype)
+        flat = torch.from_file(
+            str(self._file), shared=True, size=math.prod(shape), dtype=self._dtype
+        )
         return flat.view(shape)
 
     def _token(self) -> str | None:

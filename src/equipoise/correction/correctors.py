@@ -82,10 +82,10 @@ class GradientCorrector(Generic[AnyBatch]):
         masks: Says which entries of which parameters are active. Snapshot and full gradient then
             keep those only, and the correction acts on entries active at the snapshot and now:
             the same numbers, bit for bit, as long as masks do not change between two refreshes.
-        cache: Keeps the batch gradients of a refresh, so that `backward` needs no second pass. The
-            batches after a refresh must be those of the refresh, in its order, and nothing but
-            the passes may draw random numbers meanwhile; the numbers are then those of two
-            passes, bit for bit.
+        cache: Keeps the batch gradients of a refresh, so that `backward` needs no second pass on
+            the same batches; on another batch it makes one. If the batches come in the order of
+            the refresh and nothing but the passes draws random numbers meanwhile, the numbers are
+            those of two passes, bit for bit, with dropout too.
         first_snapshot: Parameters by name that the first estimate is made against; default: none,
             so that the first refresh makes no estimate.
 
@@ -135,7 +135,6 @@ class GradientCorrector(Generic[AnyBatch]):
         self.packing: Named = {}
         self.leftover: Named = {}
         self._masks = masks
-        self._steps_since_refresh = 0
         self.num_refreshes = 0
         self._overlap = Overlap()
         self._batch_size = batch_size
@@ -206,7 +205,6 @@ class GradientCorrector(Generic[AnyBatch]):
             raise
         self.num_refreshes += 1
         self._steps_without_refresh = 0
-        self._steps_since_refresh = 0
 
     def backward(self, batch: AnyBatch, *, scale: float = 1.0) -> Tensor:
         r"""Accumulates the corrected gradient of one batch into ``p.grad``.
@@ -245,21 +243,35 @@ class GradientCorrector(Generic[AnyBatch]):
         """
         loss = partial(self.loss_fn, batch)
         samples = self._batch_size(batch)
-        coefficient = self.coefficient_value
-        state = random_state(device_of(self.model)) if coefficient != 0.0 else None
+        state = random_state(device_of(self.model)) if self.coefficient_value != 0.0 else None
         with self._measure("new_gradient", samples=samples, forwards=1, backwards=1):
             value = accumulate(loss, scale)
         if self.options.adds_leftover:
             self._keep_leftover(scale)
-        if state is not None:
+        self.add_correction(batch, state, share=1.0, scale=scale)
+        self._remind_of_refresh()
+        return value
+
+    def add_correction(
+        self, batch: AnyBatch, state: RandomState | None, *, share: float, scale: float = 1.0
+    ) -> None:
+        """Adds a share of the correction of one batch to ``p.grad``, without the new gradient.
+
+        Args:
+            batch: The one whose new gradient is there already.
+            state: The random numbers that the new gradient began with; may be None where the
+                coefficient is 0.
+            share: Of the coefficient; where the product is 0 no pass is made.
+            scale: As in `backward`.
+        """
+        coefficient = share * self.coefficient_value
+        if coefficient != 0.0 and state is not None:
             stored = self._stored_gradient(batch, scale)
-            passes = int(stored is None)
+            passes, samples = int(stored is None), self._batch_size(batch)
+            loss = partial(self.loss_fn, batch)
             with self._measure("old_gradient", samples=samples, forwards=passes, backwards=passes):
                 old = self._old_gradient(loss, state, scale) if stored is None else stored
                 self._add_correction(old, coefficient, scale)
-        self._steps_since_refresh += 1
-        self._remind_of_refresh()
-        return value
 
     def state_dict(self) -> dict[str, Any]:
         """Snapshot with its positions, full gradient, coefficient; plain tensors and numbers.
@@ -276,7 +288,6 @@ class GradientCorrector(Generic[AnyBatch]):
             "cache": None if self.cache is None else self.cache.state_dict(),
             "coefficient": self.coefficient.state_dict(),
             "num_refreshes": self.num_refreshes,
-            "steps_since_refresh": self._steps_since_refresh,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -311,7 +322,6 @@ class GradientCorrector(Generic[AnyBatch]):
             if saved["cache"] is not None:
                 self.cache.load_state_dict(saved["cache"])
         self.num_refreshes = int(state["num_refreshes"])
-        self._steps_since_refresh = int(state.get("steps_since_refresh", 0))
 
     def _snapshot_point(self) -> Named:
         """The snapshot with the positions that it was taken at."""
@@ -420,7 +430,7 @@ class GradientCorrector(Generic[AnyBatch]):
         """The same from the cache, if there is one and it still has it."""
         if self.cache is None:
             return None
-        stored = self.cache.read(self._steps_since_refresh, fingerprint(batch))
+        stored = self.cache.read(fingerprint(batch))
         if stored is None:
             return None
         device = device_of(self.model)
@@ -461,8 +471,8 @@ class GradientCorrector(Generic[AnyBatch]):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             if name in self.packing:
-                then, now = self.packing[name], masks.get(name)
-                add_active_(parameter.grad, difference, then, now, factor=coefficient)
+                then, kept = self.packing[name], masks.get(name)
+                add_active_(parameter.grad, difference, then, kept, factor=coefficient)
                 continue
             parameter.grad.add_(difference.to(parameter.grad.dtype), alpha=coefficient)
 
