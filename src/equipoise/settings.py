@@ -26,7 +26,22 @@ ModelName = Literal[
     "wrn_28_4",
 ]
 TopologyName = Literal["dense", "static", "set", "rigl", "set_itop", "rigl_itop"]
-CorrectorName = Literal["none", "agent", "no_gamma", "svrg", "fixed", "alpha_svrg"]
+CorrectorName = Literal[
+    "none",
+    "agent",
+    "no_gamma",
+    "reduce_lr",
+    "svrg",
+    "fixed",
+    "alpha_svrg",
+    "mvr",
+    "mvr_fixed",
+    "agent_mvr",
+    "agent_mvr_oracle",
+    "ref_itop",
+    "ref_rigl",
+    "ref_bsr",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +123,42 @@ class CorrectionSettings:
     """Of `fixed` (default 0.1) and at the start of `alpha_svrg` (default 0.75)."""
     refresh_every: int = 1
     """Epochs between snapshots, at least 1."""
-    refresh_draw: Literal["replay", "fresh"] = "replay"
-    """Full gradient over the very batches of the coming epoch, or over another draw of them."""
+    refresh_steps: int | None = None
+    """Steps between snapshots, instead of epochs; at least 1."""
+    refresh_chance: float | None = None
+    """Probability of a new snapshot at a step (loopless), instead of a fixed interval."""
+    refresh_samples: int | None = None
+    """Take the full gradient over a sub-sample of at least so many images; default: over all."""
+    refresh_draw: Literal["replay", "fresh", "clean"] = "replay"
+    """Full gradient over the very batches of the coming epoch, over another draw of them, or over
+    whole batches of images that are not augmented."""
+    refresh_weighting: Literal["samples", "batches"] = "samples"
+    """In the full gradient, count batches by their samples, or all alike."""
+    refresh_statistics: Literal["keep", "move"] = "keep"
+    """Whether a refresh moves the running statistics of BatchNorm, as a training pass does."""
+    refresh_leftover: bool = False
+    """Begin the full gradient with the gradient of the last batch before, as one code does."""
+    compare_with: Literal["previous", "current"] = "previous"
+    """Estimate from losses at the previous snapshot, or, as one code does, at the current one."""
+    first_estimate: Literal["none", "dense", "other"] = "none"
+    """At the first refresh estimate nothing, or against the initial weights before they were
+    masked, or against other initial weights."""
+    initial_coefficient: float = 0.0
+    """AGENT's estimate before there is any, before scaling."""
+    mode: Literal["recompute", "cached"] = "recompute"
+    """Old gradients by a second pass, or as the refresh stored them: a pass less for each step, the
+    same numbers; the refresh must replay every epoch."""
+    cache: Literal["memory", "disk"] = "memory"
+    """Where the stored gradients lie: 4 bytes for every batch and active weight."""
+    keep: Literal["auto", "all", "active"] = "auto"
+    """Entries of masked weights that the corrector keeps; auto: only the active ones where that
+    gives the same numbers."""
+    mvr_share: float = 0.1
+    """Share of the newest gradient in `mvr_fixed` and `agent_mvr_oracle`, in (0, 1]."""
+    mvr_strength: float = 100.0
+    """Constant c of `mvr`, above 0: how the share of the newest gradient follows the step size."""
+    mvr_offset: float = 0.1
+    """Constant w of `mvr`, above 0: added to the sum of squared gradients."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +260,54 @@ class Run:
         return "-".join(parts)
 
 
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "ref_itop": {
+        "initial_coefficient": 0.1,
+        "first_estimate": "dense",
+        "refresh_draw": "fresh",
+        "refresh_weighting": "batches",
+        "refresh_statistics": "move",
+        "refresh_leftover": True,
+        "keep": "all",
+    },
+    "ref_rigl": {
+        "initial_coefficient": 0.1,
+        "first_estimate": "other",
+        "refresh_draw": "fresh",
+        "refresh_weighting": "batches",
+        "refresh_statistics": "move",
+        "keep": "all",
+    },
+    "ref_bsr": {
+        "compare_with": "current",
+        "refresh_draw": "clean",
+        "refresh_weighting": "batches",
+        "refresh_statistics": "move",
+        "keep": "all",
+    },
+}
+"""What the corrector of each published code does otherwise than `agent`, setting by setting."""
+
+
+def in_effect(settings: CorrectionSettings) -> CorrectionSettings:
+    """The settings with those that stand behind the name of a published code.
+
+    A setting that was changed by hand stays as it is.
+
+    Example:
+        >>> in_effect(CorrectionSettings(corrector="ref_bsr")).compare_with
+        'current'
+    """
+    usual = CorrectionSettings()
+    preset = PUBLISHED.get(settings.corrector, {})
+    changes = {
+        name: value
+        for name, value in preset.items()
+        if getattr(settings, name) == getattr(usual, name)
+    }
+    return replace(settings, **changes)
+
+
 def as_plain(run: Run) -> dict[str, Any]:
     """The run as nested dictionaries of JSON values; folders of this machine are left out."""
     plain = asdict(run)
@@ -285,6 +382,7 @@ def validate(run: Run) -> None:
             "--growth-signal corrected has no effect on a dense network; "
             "choose --topology rigl, or leave it out."
         )
+    _check_correction(in_effect(run.correction))
     if run.loop.engine == "sparse":
         for reason in engine_refusals(run):
             raise ValueError(f"--engine sparse cannot be had with {reason}; leave one of them out.")
@@ -294,6 +392,44 @@ def validate(run: Run) -> None:
             f"--milestones takes rising fractions of training in (0, 1); got {milestones}; "
             "for example 0.5 0.75."
         )
+
+
+WITHOUT_SNAPSHOTS = ("none", "mvr", "mvr_fixed", "agent_mvr")
+"""Correctors that make no pass at a refresh."""
+
+
+def _check_correction(settings: CorrectionSettings) -> None:
+    """Refuses settings of the correction that contradict each other."""
+    if settings.refresh_steps is not None and settings.refresh_chance is not None:
+        raise ValueError(
+            "--refresh-steps and --refresh-chance are two schedules; got both; leave one out."
+        )
+    if settings.refresh_leftover and settings.refresh_weighting != "batches":
+        raise ValueError(
+            "--refresh-leftover adds one batch to a sum of batches; "
+            "add --refresh-weighting batches, or leave it out."
+        )
+    if settings.mode == "recompute":
+        return
+    if settings.corrector in WITHOUT_SNAPSHOTS:
+        raise ValueError(
+            f"--mode cached stores the gradients of a refresh, and {settings.corrector} has none; "
+            "choose a corrector with snapshots, for example svrg, or leave it out."
+        )
+    usual = CorrectionSettings()
+    for name in (
+        "refresh_every",
+        "refresh_steps",
+        "refresh_chance",
+        "refresh_samples",
+        "refresh_draw",
+    ):
+        value = getattr(settings, name)
+        if value != getattr(usual, name):
+            raise ValueError(
+                "--mode cached needs a refresh that replays every epoch whole; got "
+                f"--{name.replace('_', '-')} {value}; leave one of the two out."
+            )
 
 
 def engine_refusals(run: Run) -> list[str]:
@@ -310,6 +446,8 @@ def engine_refusals(run: Run) -> list[str]:
         refusals.append("--compile")
     if run.loop.precision != "fp32":
         refusals.append(f"--precision {run.loop.precision}")
+    if in_effect(run.correction).keep == "all":
+        refusals.append("a corrector that keeps inactive weights")
     if run.loop.device.startswith("cuda"):
         refusals.append(f"--device {run.loop.device}")
     return refusals
@@ -335,6 +473,13 @@ def _ranges(run: Run) -> list[tuple[str, float | None, float, float, str]]:
         ("smoothing", correction.smoothing, 0, 1, "(]"),
         ("coefficient", correction.coefficient, -inf, inf, "()"),
         ("refresh_every", correction.refresh_every, 1, inf, "[)"),
+        ("refresh_steps", correction.refresh_steps, 1, inf, "[)"),
+        ("refresh_chance", correction.refresh_chance, 0, 1, "(]"),
+        ("refresh_samples", correction.refresh_samples, 1, inf, "[)"),
+        ("initial_coefficient", correction.initial_coefficient, -inf, inf, "()"),
+        ("mvr_share", correction.mvr_share, 0, 1, "(]"),
+        ("mvr_strength", correction.mvr_strength, 0, inf, "()"),
+        ("mvr_offset", correction.mvr_offset, 0, inf, "()"),
         ("learning_rate", optimization.learning_rate, 0, inf, "()"),
         ("momentum", optimization.momentum, 0, 1, "[)"),
         ("weight_decay", optimization.weight_decay, 0, inf, "[)"),

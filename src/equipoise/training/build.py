@@ -6,24 +6,15 @@ import hashlib
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from equipoise.correction import (
-    Coefficient,
-    Constant,
-    Corrector,
-    GradientCorrector,
-    LinearDecay,
-    LossCovariance,
-    NoCorrection,
-)
 from equipoise.data import (
     Augmentation,
-    Batch,
     Dataset,
     FolderLoader,
     FolderSet,
@@ -41,9 +32,8 @@ from equipoise.engine.choice import way_from
 from equipoise.engine.convert import Choice, choose_network, convert_as_before, to_engine
 from equipoise.measure import Measure
 from equipoise.models import create
-from equipoise.objectives import Objective
 from equipoise.points import preserved
-from equipoise.settings import CorrectionSettings, DataSettings, LoopSettings, Run, engine_refusals
+from equipoise.settings import DataSettings, LoopSettings, Run, engine_refusals
 from equipoise.topology import Rewiring, Topology, rigl, rigl_itop, set_itop, set_rewiring
 
 Images = ImageSet | FolderSet
@@ -186,6 +176,11 @@ def train_loader(images: Images, run: Run, device: torch.device) -> Loader:
     )
 
 
+def plain_loader(images: Images, run: Run, device: torch.device) -> Loader:
+    """Shuffled batches of the training images as they are."""
+    return train_loader(images, replace(run, data=replace(run.data, augment="no")), device)
+
+
 def test_loader(images: Images, run: Run, device: torch.device) -> Loader:
     """Batches in the order of the file, as they are."""
     batch_size = max(256, run.loop.batch_size)
@@ -204,11 +199,13 @@ def test_loader(images: Images, run: Run, device: torch.device) -> Loader:
     )
 
 
-def build_model(run: Run, images: Images, device: torch.device) -> nn.Module:
-    """The network with its initial weights, a function of the seed alone."""
+def build_model(
+    run: Run, images: Images, device: torch.device, *, stream: str = "weights"
+) -> nn.Module:
+    """The network with its initial weights, a function of the seed and of `stream` alone."""
     channels, size = image_shape(images, run.data)
     with preserved(torch.device("cpu")):
-        torch.manual_seed(stream_seed(run.loop.seed, "weights"))
+        torch.manual_seed(stream_seed(run.loop.seed, stream))
         model = create(
             run.network.model,
             num_classes=len(images.classes),
@@ -271,25 +268,6 @@ def build_rewiring(run: Run, total_steps: int) -> Rewiring | None:
     )
 
 
-def build_coefficient(settings: CorrectionSettings, num_refreshes: int) -> Coefficient | None:
-    """The coefficient behind the name of a corrector; None is no correction."""
-    clip = (0.0, 1.0) if settings.clip_coefficient else None
-    match settings.corrector:
-        case "none":
-            return None
-        case "agent":
-            return LossCovariance(settings.scaling, settings.smoothing, clip)
-        case "no_gamma":
-            return LossCovariance(1.0, settings.smoothing, clip)
-        case "svrg":
-            return Constant(1.0)
-        case "fixed":
-            return Constant(0.1 if settings.coefficient is None else settings.coefficient)
-        case "alpha_svrg":
-            start = 0.75 if settings.coefficient is None else settings.coefficient
-            return LinearDecay(start, num_refreshes)
-
-
 def choose_engine(
     model: nn.Module,
     topology: Topology,
@@ -340,22 +318,6 @@ def _as_it_began(
             "go on where it does, or start again with --overwrite."
         )
     return Choice(network, None)
-
-
-def build_corrector(
-    model: nn.Module, objective: Objective, run: Run, device: torch.device, measure: Measure
-) -> Corrector[Batch]:
-    """The corrector of a run; its loss function carries the precision."""
-
-    def loss_fn(batch: Batch) -> torch.Tensor:
-        with autocast(run.loop, device):
-            return objective.loss(model, batch)
-
-    num_refreshes = -(-run.loop.epochs // run.correction.refresh_every)
-    coefficient = build_coefficient(run.correction, num_refreshes)
-    if coefficient is None:
-        return NoCorrection(model, loss_fn, measure=measure)
-    return GradientCorrector(model, loss_fn, coefficient, measure=measure)
 
 
 def autocast(settings: LoopSettings, device: torch.device) -> AbstractContextManager[object]:

@@ -93,7 +93,7 @@ def train(
         return Outcome(records=finished, finished=True, resumed=True)
     with _deterministic(wanted=run.loop.deterministic):
         state = None if overwrite else _stored_state(folder)
-        session = Session(run, dataset, begun=state)
+        session = Session(run, dataset, begun=state, folder=folder)
         records = [] if state is None else _resume(session, folder, state)
         resumed = bool(records) or session.step > 0
         if not resumed:
@@ -119,9 +119,9 @@ def _epochs(
     """All epochs that are left; whether none is."""
     while session.epoch < session.run.loop.epochs:
         with session.meter("other"):
-            if session.refresh_is_due:
-                session.refresh(watched(session, session.refresh_batches(), observer))
             for group in session.batches():
+                if session.refresh_is_due:
+                    session.refresh(watched(session, session.refresh_batches(), observer))
                 session.train_step(group)
                 observer.stepped(session, sum(batch.size for batch in group))
                 if should_stop():
