@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+from equipoise.published import check_correction, in_effect
+
 DatasetName = Literal["digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "image_folder"]
 ModelName = Literal[
     "mlp",
@@ -260,54 +262,6 @@ class Run:
         return "-".join(parts)
 
 
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "ref_itop": {
-        "initial_coefficient": 0.1,
-        "first_estimate": "dense",
-        "refresh_draw": "fresh",
-        "refresh_weighting": "batches",
-        "refresh_statistics": "move",
-        "refresh_leftover": True,
-        "keep": "all",
-    },
-    "ref_rigl": {
-        "initial_coefficient": 0.1,
-        "first_estimate": "other",
-        "refresh_draw": "fresh",
-        "refresh_weighting": "batches",
-        "refresh_statistics": "move",
-        "keep": "all",
-    },
-    "ref_bsr": {
-        "compare_with": "current",
-        "refresh_draw": "clean",
-        "refresh_weighting": "batches",
-        "refresh_statistics": "move",
-        "keep": "all",
-    },
-}
-"""What the corrector of each published code does otherwise than `agent`, setting by setting."""
-
-
-def in_effect(settings: CorrectionSettings) -> CorrectionSettings:
-    """The settings with those that stand behind the name of a published code.
-
-    A setting that was changed by hand stays as it is.
-
-    Example:
-        >>> in_effect(CorrectionSettings(corrector="ref_bsr")).compare_with
-        'current'
-    """
-    usual = CorrectionSettings()
-    preset = PUBLISHED.get(settings.corrector, {})
-    changes = {
-        name: value
-        for name, value in preset.items()
-        if getattr(settings, name) == getattr(usual, name)
-    }
-    return replace(settings, **changes)
-
-
 def as_plain(run: Run) -> dict[str, Any]:
     """The run as nested dictionaries of JSON values; folders of this machine are left out."""
     plain = asdict(run)
@@ -382,7 +336,7 @@ def validate(run: Run) -> None:
             "--growth-signal corrected has no effect on a dense network; "
             "choose --topology rigl, or leave it out."
         )
-    _check_correction(in_effect(run.correction))
+    check_correction(in_effect(run.correction))
     if run.loop.engine == "sparse":
         for reason in engine_refusals(run):
             raise ValueError(f"--engine sparse cannot be had with {reason}; leave one of them out.")
@@ -392,44 +346,6 @@ def validate(run: Run) -> None:
             f"--milestones takes rising fractions of training in (0, 1); got {milestones}; "
             "for example 0.5 0.75."
         )
-
-
-WITHOUT_SNAPSHOTS = ("none", "mvr", "mvr_fixed", "agent_mvr")
-"""Correctors that make no pass at a refresh."""
-
-
-def _check_correction(settings: CorrectionSettings) -> None:
-    """Refuses settings of the correction that contradict each other."""
-    if settings.refresh_steps is not None and settings.refresh_chance is not None:
-        raise ValueError(
-            "--refresh-steps and --refresh-chance are two schedules; got both; leave one out."
-        )
-    if settings.refresh_leftover and settings.refresh_weighting != "batches":
-        raise ValueError(
-            "--refresh-leftover adds one batch to a sum of batches; "
-            "add --refresh-weighting batches, or leave it out."
-        )
-    if settings.mode == "recompute":
-        return
-    if settings.corrector in WITHOUT_SNAPSHOTS:
-        raise ValueError(
-            f"--mode cached stores the gradients of a refresh, and {settings.corrector} has none; "
-            "choose a corrector with snapshots, for example svrg, or leave it out."
-        )
-    usual = CorrectionSettings()
-    for name in (
-        "refresh_every",
-        "refresh_steps",
-        "refresh_chance",
-        "refresh_samples",
-        "refresh_draw",
-    ):
-        value = getattr(settings, name)
-        if value != getattr(usual, name):
-            raise ValueError(
-                "--mode cached needs a refresh that replays every epoch whole; got "
-                f"--{name.replace('_', '-')} {value}; leave one of the two out."
-            )
 
 
 def engine_refusals(run: Run) -> list[str]:

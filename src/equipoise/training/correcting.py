@@ -29,7 +29,8 @@ from equipoise.correction import (
 from equipoise.data import Batch
 from equipoise.measure import Measure
 from equipoise.objectives import Objective
-from equipoise.settings import CorrectionSettings, OptimizerSettings, Run, in_effect
+from equipoise.published import in_effect
+from equipoise.settings import CorrectionSettings, OptimizerSettings, Run
 from equipoise.topology import Topology
 from equipoise.training.build import Images, autocast, build_model
 

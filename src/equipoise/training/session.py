@@ -17,8 +17,9 @@ from equipoise.data.folder import FolderDataset
 from equipoise.engine.memory import POOL
 from equipoise.engine.network import ways_of
 from equipoise.objectives import Standard
+from equipoise.published import in_effect
 from equipoise.records import EpochRecord
-from equipoise.settings import Run, in_effect, validate
+from equipoise.settings import Run, validate
 from equipoise.training import build
 from equipoise.training.correcting import Surroundings, build_corrector, corrected_optimization
 from equipoise.training.evaluate import Score, evaluate
