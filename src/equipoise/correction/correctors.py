@@ -326,7 +326,7 @@ class GradientCorrector(Generic[AnyBatch]):
     def _snapshot_point(self) -> Named:
         """The snapshot with the positions that it was taken at."""
         if self.packing:
-            return unpack(self.snapshot, self.packing)
+            return unpack(self.snapshot, self.packing, dict(self.model.named_parameters()))
         if not self.positions:
             return self.snapshot
         self.positions = self._overlap.unify(self.positions, positions_of(self.model))

@@ -172,7 +172,7 @@ class MomentumCorrector(Generic[AnyBatch]):
             with self._measure("old_gradient", samples=samples, forwards=1, backwards=1):
                 old_value, weight = self._add_old(loss, state, weight, scale)
             self._keep_pair(value, old_value, samples)
-        elif self._previous and isinstance(self.recursion, AgentRecursion):
+        elif self._previous and self._estimates():
             with self._measure("old_gradient", samples=samples, forwards=1):
                 self._keep_pair(value, self._old_value(loss, state), samples)
         if self.snapshots is not None:
@@ -300,6 +300,9 @@ class MomentumCorrector(Generic[AnyBatch]):
         with replayed(state):
             value, old = value_and_gradient_at(self.model, self._previous, loss, scale=scale)
         if not all_finite(old.values()):
+            # Where the new gradient is not finite either, a gradient scaler skips the step.
+            if not all_finite(p.grad for _, p in self._trained() if p.grad is not None):
+                return value, 0.0
             warnings.warn(
                 "the gradient at the parameters before is not finite, so this step stays "
                 "uncorrected; lower the loss scale or the learning rate if this repeats.",
@@ -321,9 +324,14 @@ class MomentumCorrector(Generic[AnyBatch]):
                 parameter.grad.add_(extra, alpha=weight)
         return value, weight
 
+    def _estimates(self) -> bool:
+        """Whether the losses of a batch at both points are wanted."""
+        rule = self.recursion
+        return isinstance(rule, AgentRecursion) and not rule.coefficient.idle
+
     def _keep_pair(self, value: Tensor, old_value: Tensor, samples: float) -> None:
         """Keeps the losses of a batch at both points for the next estimate."""
-        if isinstance(self.recursion, AgentRecursion):
+        if self._estimates():
             self._pairs.append((value.detach(), old_value, samples))
 
     @torch.no_grad()

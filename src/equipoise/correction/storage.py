@@ -46,8 +46,18 @@ def pack(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Named:
     return {name: t[masks[name]] if name in masks else t for name, t in tensors.items()}
 
 
-def unpack(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Named:
+def unpack(
+    tensors: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    like: Mapping[str, Tensor] | None = None,
+) -> Named:
     """The inverse of `pack`, with zeros at inactive entries.
+
+    Args:
+        tensors: By name, from `pack`.
+        masks: The same ones.
+        like: Tensors with the memory format that is wanted, because a convolution adds up in
+            another order in another format; default: that of the masks.
 
     Example:
         >>> mask = torch.tensor([[True, False], [False, True]])
@@ -55,7 +65,11 @@ def unpack(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Named:
         tensor([[1., 0.],
                 [0., 4.]])
     """
-    return {name: _spread(t, masks[name]) if name in masks else t for name, t in tensors.items()}
+    layouts = masks if like is None else like
+    return {
+        name: _spread(t, masks[name], layouts[name]) if name in masks else t
+        for name, t in tensors.items()
+    }
 
 
 def add_active_(
@@ -78,8 +92,8 @@ def add_active_(
     target[then] = target[then].add_(numbers.to(target.dtype), alpha=factor)
 
 
-def _spread(numbers: Tensor, mask: Tensor) -> Tensor:
+def _spread(numbers: Tensor, mask: Tensor, like: Tensor) -> Tensor:
     """A tensor of the shape of the mask with `numbers` where it is True."""
-    dense = torch.zeros(mask.shape, dtype=numbers.dtype, device=numbers.device)
+    dense = torch.zeros_like(like, dtype=numbers.dtype, requires_grad=False)
     dense[mask] = numbers
     return dense
