@@ -32,6 +32,10 @@ def build(*, dropout: float = 0.5) -> nn.Module:
     )
 
 
+def loss_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda x: model(x).square().mean()
+
+
 def draw(seed: int = 1) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(n, 4, generator=generator) for n in (6, 6, 3)]
@@ -73,9 +77,7 @@ def test_the_trajectory_is_that_of_two_passes_to_the_bit(
     ends = []
     for cache in (None, cache_for(store, tmp_path)):
         model = build()
-        corrector = GradientCorrector(
-            model, lambda x, m=model: m(x).square().mean(), COEFFICIENTS[name](), cache=cache
-        )
+        corrector = GradientCorrector(model, loss_of(model), COEFFICIENTS[name](), cache=cache)
         torch.manual_seed(5)
         ends.append(train(corrector, model, 4, scale=scale))
         assert corrector.cache is cache
@@ -116,9 +118,7 @@ def test_batches_are_found_in_any_order() -> None:
     ends = []
     for cache in (None, GradientCache()):
         model = build(dropout=0.0)
-        corrector = GradientCorrector(
-            model, lambda x, m=model: m(x).square().mean(), Constant(1.0), cache=cache
-        )
+        corrector = GradientCorrector(model, loss_of(model), Constant(1.0), cache=cache)
         corrector.refresh(draw())
         grads = []
         for x in reversed(draw()):

@@ -247,6 +247,7 @@ def test_buffers_and_random_numbers_are_those_of_one_pass() -> None:
             assert torch.equal(buffer, plain.get_buffer(name))
         with torch.no_grad():
             for p in model.parameters():
+                assert p.grad is not None
                 p.sub_(p.grad, alpha=0.1)
 
 
