@@ -185,6 +185,7 @@ class GradientCorrector(Generic[AnyBatch]):
         """
         point = {name: p.detach() for name, p in trainable(self.model).items()}
         before = self.coefficient.state_dict()
+        self._drop_stored()
         try:
             self.coefficient.advance()
             if self.coefficient.idle:
@@ -202,6 +203,7 @@ class GradientCorrector(Generic[AnyBatch]):
                 self.packing = packing
         except BaseException:  # an interrupted refresh can be repeated
             self.coefficient.load_state_dict(before)
+            self._drop_stored()  # some may be of a snapshot that was not taken
             raise
         self.num_refreshes += 1
         self._steps_without_refresh = 0
@@ -317,10 +319,9 @@ class GradientCorrector(Generic[AnyBatch]):
             {name: t.to(parameters[name].device).clone() for name, t in saved[part].items()}
             for part in ("snapshot", "full_gradient", "positions", "packing", "leftover")
         )
-        if self.cache is not None:
-            self.cache.clear()
-            if saved["cache"] is not None:
-                self.cache.load_state_dict(saved["cache"])
+        self._drop_stored()
+        if self.cache is not None and saved["cache"] is not None:
+            self.cache.load_state_dict(saved["cache"])
         self.num_refreshes = int(state["num_refreshes"])
 
     def _snapshot_point(self) -> Named:
@@ -350,8 +351,6 @@ class GradientCorrector(Generic[AnyBatch]):
         total: Named = {}
         if self.options.adds_leftover:
             add_weighted(total, self.leftover, 1.0)
-        if self.cache is not None:
-            self.cache.clear()
         current: list[Tensor] = []
         previous: list[Tensor] = []
         sizes: list[float] = []
@@ -436,6 +435,11 @@ class GradientCorrector(Generic[AnyBatch]):
         device = device_of(self.model)
         moved = {name: tensor.to(device) for name, tensor in stored.items()}
         return moved if scale == 1.0 else {n: tensor * scale for n, tensor in moved.items()}
+
+    def _drop_stored(self) -> None:
+        """Empties the cache; what is asked of it then takes a pass."""
+        if self.cache is not None:
+            self.cache.clear()
 
     def _keep_leftover(self, scale: float) -> None:
         """Keeps the new gradient as it is before it is corrected."""

@@ -165,7 +165,7 @@ def _decide_engine(jobs: Sequence[Job], threads: int, *, overwrite: bool) -> Non
             decided = (begun and not overwrite) or loop.engine == "dense" or engine_refusals(run)
             if not decided and kind not in seen:
                 seen.add(kind)
-                Session(run, folder=job.folder)
+                Session(run)
     finally:
         torch.set_num_threads(before)
 

@@ -49,7 +49,7 @@ class Surroundings:
         device: Where the model is.
         measure: Told about every pass.
         num_refreshes: In the whole training.
-        folder: For stored gradients on disk; None where there is none.
+        folder: For stored gradients on disk; None keeps them in memory.
     """
 
     model: nn.Module
@@ -62,11 +62,7 @@ class Surroundings:
 
 
 def build_corrector(objective: Objective, run: Run, surroundings: Surroundings) -> Corrector[Batch]:
-    """The corrector of a run; its loss function carries the precision.
-
-    Raises:
-        ValueError: Gradients are to be stored on disk and there is no folder.
-    """
+    """The corrector of a run; its loss function carries the precision."""
     settings, model = in_effect(run.correction), surroundings.model
 
     def loss_fn(batch: Batch) -> Tensor:
@@ -182,14 +178,7 @@ def _kept_masks(settings: CorrectionSettings, topology: Topology) -> Masks | Non
 
 def _cache_file(settings: CorrectionSettings, folder: Path | None) -> Path | None:
     """Where stored gradients go; None for memory."""
-    if settings.cache == "memory":
-        return None
-    if folder is None:
-        raise ValueError(
-            "--cache disk stores gradients in the folder of the run, and this session has none; "
-            "give it a folder, or use --cache memory."
-        )
-    return folder / CACHE
+    return None if settings.cache == "memory" or folder is None else folder / CACHE
 
 
 def _first_snapshot(

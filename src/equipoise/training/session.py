@@ -43,7 +43,7 @@ class Session:
         dataset: The images; default: read as the settings say.
         begun: The state that will be loaded, because a run goes on with the kind of network that
             it began with; None for a new run, which then decides.
-        folder: Of the run, for gradients that are stored on disk.
+        folder: For what a run keeps on disk meanwhile; None keeps it in memory.
 
     Raises:
         ValueError: A setting is out of range or does not fit the data.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -212,3 +212,29 @@ def test_double_precision_is_kept() -> None:
     cache.append({"w": third}, [0.0])
     assert torch.equal(cache.read([0.0])["w"], third)  # type: ignore[index]
     assert cache.num_bytes == 8
+
+
+@STORES
+def test_after_a_failed_refresh_no_gradient_of_another_snapshot_is_used(
+    store: str, tmp_path: Path
+) -> None:
+    class Fault(Exception):
+        """In the middle of a refresh."""
+
+    def failing() -> Iterator[Tensor]:
+        yield draw()[0]
+        raise Fault
+
+    grads = []
+    for cache in (None, cache_for(store, tmp_path)):
+        model = build(dropout=0.0)
+        corrector = GradientCorrector(model, loss_of(model), Constant(1.0), cache=cache)
+        corrector.refresh(draw())
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(1.5)
+        with pytest.raises(Fault):
+            corrector.refresh(failing())
+        corrector.backward(draw()[0])
+        grads.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))

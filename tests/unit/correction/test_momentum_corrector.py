@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from equipoise.correction import (
     loss_regression,
 )
 from equipoise.measure import unmeasured
+from equipoise.topology import Topology, set_rewiring
 
 Named = dict[str, Tensor]
 
@@ -379,3 +382,30 @@ def test_the_state_of_another_corrector_or_model_is_refused() -> None:
     storm = MomentumCorrector(model, loss_of(model), StormRecursion())
     with pytest.raises(ValueError, match="the state has no 'sum' for StormRecursion"):
         storm.load_state_dict(corrector.state_dict())
+
+
+@pytest.mark.parametrize("rewired", [False, True])
+def test_layers_that_keep_active_weights_only_follow_masked_ones(rewired: bool) -> None:
+    layers: Any = import_module("tests.unit.topology.compact_layers")
+    ends = []
+    for compact in (False, True):
+        torch.manual_seed(0)
+        model: nn.Module = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+        rule = set_rewiring(20, interval=2) if rewired else None
+        topology = Topology(model, sparsity=0.5, rewiring=rule, seed=1)
+        if compact:
+            model = layers.compact_copy(model, topology)
+            topology.rebind_(layers.compact_stores(model), model=model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        topology.attach(optimizer)
+        corrector = MomentumCorrector(
+            model, loss_of(model), FixedRecursion(0.2), masks=partial(getattr, topology, "masks")
+        )
+        for x in draw(12):
+            optimizer.zero_grad()
+            corrector.backward(x)
+            optimizer.step()
+        ends.append(layers.dense_weights(topology))
+        assert topology.num_rewirings == (6 if rewired else 0)
+    for name, weight in ends[0].items():
+        torch.testing.assert_close(ends[1][name], weight, rtol=1e-10, atol=1e-12)

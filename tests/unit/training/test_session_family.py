@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from equipoise.data import Batch, synthetic
+from equipoise.engine.library import unavailable_because
 from equipoise.settings import CorrectionSettings, CorrectorName
 from equipoise.training.refreshing import RefreshSchedule
 
@@ -71,9 +72,41 @@ def test_cached_mode_is_recompute_mode_to_the_bit(
     assert ends[1][2].data_passes < ends[0][2].data_passes
 
 
-def test_stored_gradients_on_disk_need_a_folder() -> None:
-    with pytest.raises(ValueError, match="--cache disk stores gradients in the folder of the run"):
-        toy.session(corrector="svrg", mode="cached", cache="disk")
+def test_without_a_folder_stored_gradients_stay_in_memory() -> None:
+    session = toy.session(corrector="svrg", mode="cached", cache="disk")
+    toy.begin_epoch(session)
+    state = session.corrector.cache.state_dict()
+    assert len(state["rows"]) == 5
+    assert session.corrector.cache.num_bytes == 5 * 4 * sum(
+        tensor.numel() for tensor in session.corrector.snapshot.values()
+    )
+
+
+@pytest.mark.skipif(unavailable_because() is not None, reason="no kernels")
+@pytest.mark.parametrize("corrector", ["svrg", "agent_mvr_oracle"])
+def test_cached_mode_goes_with_the_engine(corrector: str) -> None:
+    """To rounding after a rewiring; before one to the bit."""
+    common = {"model": "small_cnn", "width": 0.25, "sparsity": 0.8, "engine": "sparse"}
+    for topology, tolerance in (("static", 0.0), ("set", 1e-4)):
+        ends = []
+        for mode in ("recompute", "cached"):
+            with toy.untimed():
+                session = toy.session(
+                    **common,
+                    corrector=corrector,
+                    mode=mode,
+                    topology=topology,
+                    **({"interval": 3} if topology == "set" else {}),
+                )
+            assert session.uses_engine
+            toy.all_epochs(session)
+            ends.append(toy.weights(session))
+            if mode == "cached":
+                snapshots = getattr(session.corrector, "snapshots", session.corrector)
+                stored = sum(tensor.numel() for tensor in snapshots.snapshot.values())
+                assert snapshots.cache.num_bytes == 5 * 4 * stored
+                assert stored == sum(p.numel() for p in session.model.parameters())
+        assert float((ends[0] - ends[1]).abs().max()) <= tolerance
 
 
 @pytest.mark.parametrize("corrector", ["svrg", "no_gamma"])
