@@ -51,9 +51,9 @@ MEMBERS: dict[str, str] = {
     "ref_itop": "ref_itop",
     "ref_rigl": "ref_rigl",
     "ref_bsr": "ref_bsr",
-    "svrg_cached": "svrg,mode=cached",
-    "no_gamma_cached": "no_gamma,mode=cached",
-    "alpha_svrg_cached": "alpha_svrg,mode=cached",
+    "svrg_cached": "svrg,correction_mode=cached",
+    "no_gamma_cached": "no_gamma,correction_mode=cached",
+    "alpha_svrg_cached": "alpha_svrg,correction_mode=cached",
     "agent_sub_sampled": "agent,refresh_samples=1024",
     "svrg_by_chance": "svrg,refresh_chance=0.01",
     # Controls: what else the same effort, or the same smoothing, would have bought.

@@ -81,12 +81,13 @@ def check_correction(settings: Any) -> None:
             "--refresh-leftover adds one batch to a sum of batches; "
             "add --refresh-weighting batches, or leave it out."
         )
-    if settings.mode == "recompute":
+    if settings.correction_mode == "recompute":
         return
     if settings.corrector in WITHOUT_SNAPSHOTS:
         raise ValueError(
-            f"--mode cached stores the gradients of a refresh, and {settings.corrector} has none; "
-            "choose a corrector with snapshots, for example svrg, or leave it out."
+            "--correction-mode cached stores the gradients of a refresh, and "
+            f"{settings.corrector} has none; choose a corrector with snapshots, for example svrg, "
+            "or leave it out."
         )
     usual = type(settings)()
     for name in (
@@ -99,6 +100,6 @@ def check_correction(settings: Any) -> None:
         value = getattr(settings, name)
         if value != getattr(usual, name):
             raise ValueError(
-                "--mode cached needs a refresh that replays every epoch whole; got "
+                "--correction-mode cached needs a refresh that replays every epoch whole; got "
                 f"--{name.replace('_', '-')} {value}; leave one of the two out."
             )

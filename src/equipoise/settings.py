@@ -147,7 +147,7 @@ class CorrectionSettings:
     masked, or against other initial weights."""
     initial_coefficient: float = 0.0
     """AGENT's estimate before there is any, before scaling."""
-    mode: Literal["recompute", "cached"] = "recompute"
+    correction_mode: Literal["recompute", "cached"] = "recompute"
     """Old gradients by a second pass, or as the refresh stored them: a pass less for each step, the
     same numbers; the refresh must replay every epoch."""
     cache: Literal["memory", "disk"] = "memory"

@@ -171,7 +171,7 @@ def test_the_default_run_is_valid_and_so_is_one_with_everything_changed() -> Non
     for name, value in (
         ("engine", "dense"),
         ("refresh_chance", None),
-        ("mode", "recompute"),
+        ("correction_mode", "recompute"),
     ):
         run = with_setting(run, name, value)
     validate(run)
@@ -180,23 +180,26 @@ def test_the_default_run_is_valid_and_so_is_one_with_everything_changed() -> Non
 CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "two schedules": ({"refresh_steps": 5, "refresh_chance": 0.1}, "two schedules; got both"),
     "a slip alone": ({"refresh_leftover": True}, "add --refresh-weighting batches"),
-    "nothing to store": ({"mode": "cached", "corrector": "mvr"}, "mvr has none; choose"),
-    "nothing corrected": ({"mode": "cached"}, "none has none; choose"),
+    "nothing to store": ({"correction_mode": "cached", "corrector": "mvr"}, "mvr has none; choose"),
+    "nothing corrected": ({"correction_mode": "cached"}, "none has none; choose"),
     "another draw": (
-        {"mode": "cached", "corrector": "svrg", "refresh_draw": "fresh"},
+        {"correction_mode": "cached", "corrector": "svrg", "refresh_draw": "fresh"},
         "got --refresh-draw fresh",
     ),
-    "a published draw": ({"mode": "cached", "corrector": "ref_itop"}, "got --refresh-draw fresh"),
+    "a published draw": (
+        {"correction_mode": "cached", "corrector": "ref_itop"},
+        "got --refresh-draw fresh",
+    ),
     "another epoch": (
-        {"mode": "cached", "corrector": "svrg", "refresh_every": 2},
+        {"correction_mode": "cached", "corrector": "svrg", "refresh_every": 2},
         "got --refresh-every 2",
     ),
     "within an epoch": (
-        {"mode": "cached", "corrector": "svrg", "refresh_steps": 2},
+        {"correction_mode": "cached", "corrector": "svrg", "refresh_steps": 2},
         "got --refresh-steps 2",
     ),
     "a sub-sample": (
-        {"mode": "cached", "corrector": "svrg", "refresh_samples": 2},
+        {"correction_mode": "cached", "corrector": "svrg", "refresh_samples": 2},
         "got --refresh-samples 2",
     ),
     "kernels for all weights": (

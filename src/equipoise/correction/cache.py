@@ -85,7 +85,7 @@ class GradientCache:
         if new:
             raise ValueError(
                 f"the gradient of {new[0]} is there for some batches only, so batch gradients "
-                'cannot be stored; use mode="recompute".'
+                "cannot be stored; leave the cache out."
             )
         row = self._as_row(gradient)
         if self._file is None:

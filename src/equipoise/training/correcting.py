@@ -163,7 +163,7 @@ def _snapshot_options(
     masks = _kept_masks(settings, surroundings.topology)
     if masks is not None:
         options["masks"] = masks
-    if settings.mode == "cached":
+    if settings.correction_mode == "cached":
         options["cache"] = GradientCache(_cache_file(settings, surroundings.folder))
     return options
 

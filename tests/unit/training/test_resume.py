@@ -55,8 +55,13 @@ SETUPS: dict[str, dict[str, Any]] = {
         "growth_signal": "corrected",
     },
     "dense": {"topology": "dense"},
-    "svrg cached": {"corrector": "svrg", "mode": "cached", "topology": "set", "interval": 3},
-    "agent cached on disk": {"corrector": "agent", "mode": "cached", "cache": "disk"},
+    "svrg cached": {
+        "corrector": "svrg",
+        "correction_mode": "cached",
+        "topology": "set",
+        "interval": 3,
+    },
+    "agent cached on disk": {"corrector": "agent", "correction_mode": "cached", "cache": "disk"},
     "svrg at random": {"corrector": "svrg", "refresh_chance": 0.3, "topology": "set"},
     "agent by steps, sub-sample": {
         "corrector": "agent",

@@ -28,8 +28,8 @@ COSTS: list[tuple[dict[str, Any], list[float]]] = [
     ({"corrector": "agent", "batch_size": 32}, [1, 1 + 10 / 3, 1 + 20 / 3, 11]),
     ({"corrector": "svrg", "validation": 0.25}, [3, 6, 9, 12]),
     ({"corrector": "reduce_lr"}, [1, 1 + 10 / 3, 1 + 20 / 3, 11]),
-    ({"corrector": "svrg", "mode": "cached"}, [2, 4, 6, 8]),
-    ({"corrector": "agent", "mode": "cached"}, [1, 1 + 7 / 3, 1 + 14 / 3, 8]),
+    ({"corrector": "svrg", "correction_mode": "cached"}, [2, 4, 6, 8]),
+    ({"corrector": "agent", "correction_mode": "cached"}, [1, 1 + 7 / 3, 1 + 14 / 3, 8]),
     ({"corrector": "svrg", "refresh_steps": 3}, [4, 8, 11, 15]),
     (
         {"corrector": "svrg", "refresh_samples": 20, "refresh_draw": "fresh"},  # 2 batches of 16

@@ -63,7 +63,7 @@ def test_cached_mode_is_recompute_mode_to_the_bit(
     }
     ends = []
     for mode in ("recompute", "cached"):
-        run = toy.make_run(**common, mode=mode, cache=cache)
+        run = toy.make_run(**common, correction_mode=mode, cache=cache)
         session = toy.Session(run, data, folder=tmp_path / mode)
         records = toy.all_epochs(session)
         ends.append((toy.weights(session), [r.train_loss for r in records], records[-1]))
@@ -73,7 +73,7 @@ def test_cached_mode_is_recompute_mode_to_the_bit(
 
 
 def test_without_a_folder_stored_gradients_stay_in_memory() -> None:
-    session = toy.session(corrector="svrg", mode="cached", cache="disk")
+    session = toy.session(corrector="svrg", correction_mode="cached", cache="disk")
     toy.begin_epoch(session)
     state = session.corrector.cache.state_dict()
     assert len(state["rows"]) == 5
@@ -94,7 +94,7 @@ def test_cached_mode_goes_with_the_engine(corrector: str) -> None:
                 session = toy.session(
                     **common,
                     corrector=corrector,
-                    mode=mode,
+                    correction_mode=mode,
                     topology=topology,
                     **({"interval": 3} if topology == "set" else {}),
                 )
