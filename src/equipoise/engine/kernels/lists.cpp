@@ -63,10 +63,10 @@ std::vector<std::pair<int64_t, int64_t>> connected(const EqGeometry& g, const Eq
   return pairs;
 }
 
-// For every row of the kernel its tap, taps in the order of the rows that they read. Rows that read
-// nothing come last.
+// For every position of the kernel its tap: the rows of the kernel in the order of the rows that they
+// read. Rows that read nothing come last.
 std::vector<int64_t> order_taps(const EqGeometry& g, const EqListRequest& q, int32_t* tap_rows) {
-  std::vector<int64_t> tap_of(static_cast<size_t>(g.kernel[0]), 0);
+  std::vector<int64_t> tap_of(static_cast<size_t>(g.kernel[0] * g.kernel[1]), 0);
   if (q.expanded) {
     tap_rows[0] = 0;
     return tap_of;
@@ -85,7 +85,8 @@ std::vector<int64_t> order_taps(const EqGeometry& g, const EqListRequest& q, int
   reading.insert(reading.end(), idle.begin(), idle.end());
   for (size_t t = 0; t < reading.size(); ++t) {
     tap_rows[t] = static_cast<int32_t>(reading[t].first);
-    tap_of[static_cast<size_t>(reading[t].second)] = static_cast<int64_t>(t);
+    auto row = tap_of.begin() + reading[t].second * g.kernel[1];
+    std::fill(row, row + g.kernel[1], static_cast<int64_t>(t));
   }
   return tap_of;
 }
@@ -125,18 +126,24 @@ const std::vector<Weight>& decoded(const EqGeometry& g, const EqListRequest& q,
   const int64_t outputs_of_group = g.out_channels / g.groups;
   static thread_local std::vector<Weight> weights;
   weights.resize(static_cast<size_t>(count));
+  // Division by a constant as a product, where it is exact: a processor divides slowly.
+  const bool exact = inputs * taps * taps < (1ull << 32);
+  const uint64_t inverse = (1ull << 32) / taps + 1;
   // Positions ascend, so the output channel is found by counting on.
   uint64_t o = 0, first_of_next = inputs * taps;
+  uint32_t first_input = 0;
   for (int64_t k = 0; k < count; ++k) {
     const uint64_t position = static_cast<uint64_t>(positions[k]);
     if (position >= first_of_next) {
       o = position / (inputs * taps);
       first_of_next = (o + 1) * inputs * taps;
+      first_input = static_cast<uint32_t>(static_cast<int64_t>(o) / outputs_of_group *
+                                          g.in_channels);
     }
     const uint32_t within = static_cast<uint32_t>(position - (first_of_next - inputs * taps));
-    const uint32_t input = within / static_cast<uint32_t>(taps);
-    const uint32_t i = static_cast<uint32_t>(static_cast<int64_t>(o) / outputs_of_group *
-                                             g.in_channels) + input;
+    const uint32_t input = exact ? static_cast<uint32_t>(within * inverse >> 32)
+                                 : within / static_cast<uint32_t>(taps);
+    const uint32_t i = first_input + input;
     const uint32_t tap = within - input * static_cast<uint32_t>(taps);
     const uint32_t out = static_cast<uint32_t>(o);
     weights[k] = q.transposed ? Weight{i, out, tap} : Weight{out, i, tap};
@@ -148,14 +155,31 @@ struct Entry {
   int32_t offset, source, lane;
 };
 
+bool reads_before(const Entry& x, const Entry& y) {
+  return x.offset != y.offset ? x.offset < y.offset : x.lane < y.lane;
+}
+
+// Sorts entries that come in few ascending runs, as those of each row do.
+void sort_runs(Entry* first, Entry* end) {
+  Entry* sorted = std::is_sorted_until(first, end, reads_before);
+  while (sorted != end) {
+    Entry* next = std::is_sorted_until(sorted, end, reads_before);
+    if (next - sorted < 4) {  // no runs to speak of
+      std::sort(first, end, reads_before);
+      return;
+    }
+    std::inplace_merge(first, sorted, next, reads_before);
+    sorted = next;
+  }
+}
+
 // Merges the entries of each bucket that read the same place; returns how many are left.
 int64_t merge_groups(const std::vector<int64_t>& fill, std::vector<Entry>& entries, int64_t group,
                      int32_t* starts, int32_t* offsets, int32_t* sources) {
   int64_t made = 0;
   for (size_t b = 0; b + 1 < fill.size(); ++b) {
     starts[b] = static_cast<int32_t>(made);
-    std::stable_sort(entries.begin() + fill[b], entries.begin() + fill[b + 1],
-                     [](const Entry& x, const Entry& y) { return x.offset < y.offset; });
+    sort_runs(entries.data() + fill[b], entries.data() + fill[b + 1]);
     for (int64_t k = fill[b]; k < fill[b + 1]; ++k) {
       if (k == fill[b] || entries[k].offset != entries[k - 1].offset) {
         offsets[made] = entries[k].offset;
@@ -180,10 +204,7 @@ int64_t merge_pairs(const std::vector<int64_t>& fill, std::vector<Entry>& entrie
     return entries[k].offset == entries[k + 1].offset && entries[k].lane < entries[k + 1].lane;
   };
   for (int64_t b = 0; b < buckets; ++b) {
-    std::stable_sort(entries.begin() + fill[b], entries.begin() + fill[b + 1],
-                     [](const Entry& x, const Entry& y) {
-                       return x.offset != y.offset ? x.offset < y.offset : x.lane < y.lane;
-                     });
+    sort_runs(entries.data() + fill[b], entries.data() + fill[b + 1]);
   }
   for (int64_t pair = 0; pair < buckets / taps; ++pair) {
     for (int64_t part = 0; part < 3; ++part) {
@@ -223,17 +244,20 @@ extern "C" int64_t eq_make_list(const EqGeometry* geometry, const EqListRequest*
   const std::vector<int64_t> tap_of = order_taps(g, q, tap_rows);
   const std::vector<Weight>& weights = decoded(g, q, positions, count);
   const int64_t spread = q.expanded ? q.written[0] * q.written[1] : 1;
+  const int64_t channels = q.transposed ? g.out_channels : g.in_channels * g.groups;
+  std::vector<int64_t> block_of(static_cast<size_t>(channels));
+  for (int64_t c = 0; c < channels; ++c) block_of[c] = c / q.block * rows;
+  const int group_bits = q.group == 4 ? 2 : q.group == 2 ? 1 : 0;
   // body(bucket, row, offset, k) for every entry; a bucket is a block, a group of rows and a tap.
   auto for_entries = [&](auto&& body) {
     for (int64_t k = 0; k < count; ++k) {
       const Weight& w = weights[k];
-      const int64_t bucket = w.channel / static_cast<uint32_t>(q.block) * rows;
+      const int64_t bucket = block_of[w.channel];
       const int64_t base = w.channel * q.channel, first_row = w.row * spread;
-      const int64_t tap = tap_of[w.tap / static_cast<uint32_t>(g.kernel[1])];
+      const int64_t tap = tap_of[w.tap];
       for (int64_t r = reaches.starts[w.tap]; r < reaches.starts[w.tap + 1]; ++r) {
         const int64_t row = first_row + reaches.all[r].row;
-        const int64_t grouped = q.group == 1 ? row : row / q.group;
-        body((bucket + grouped) * q.taps + tap, row, base + reaches.all[r].offset, k);
+        body((bucket + (row >> group_bits)) * q.taps + tap, row, base + reaches.all[r].offset, k);
       }
     }
   };
