@@ -12,7 +12,7 @@ from equipoise.data import describe as describe_dataset
 from equipoise.data.places import cache_folder, candidate_folders, data_roots
 from equipoise.models import describe as describe_model
 from equipoise.models import model_names
-from equipoise.settings import CorrectorName, TopologyName
+from equipoise.settings import CorrectorName, ObjectiveName, TopologyName
 
 TOPOLOGIES = {
     "dense": "every weight, for comparison",
@@ -30,6 +30,14 @@ CORRECTORS = {
     "fixed": "any other constant coefficient; 3 passes an epoch",
     "alpha_svrg": "coefficient falling linearly to 0; 3 passes an epoch, 1 in the last",
 }
+OBJECTIVES = {
+    "standard": "cross-entropy",
+    "at": "adversarial training: cross-entropy at attacked images",
+    "mixed": "the same for the first half of every batch only",
+    "trades": "cross-entropy, and the divergence between images and attacked images",
+    "mart": "boosted cross-entropy at attacked images, divergence weighted by doubt",
+}
+assert set(OBJECTIVES) == set(get_args(ObjectiveName))
 assert set(TOPOLOGIES) == set(get_args(TopologyName))
 assert set(CORRECTORS) == set(get_args(CorrectorName))
 
@@ -44,6 +52,7 @@ def print_lists(console: Console) -> None:
         ("--model", {name: describe_model(name) for name in model_names()}),
         ("--topology", TOPOLOGIES),
         ("--corrector", CORRECTORS),
+        ("--objective", OBJECTIVES),
     ):
         table = _table(flag, "what it is")
         for name, what in rows.items():

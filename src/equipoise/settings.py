@@ -27,6 +27,7 @@ ModelName = Literal[
 ]
 TopologyName = Literal["dense", "static", "set", "rigl", "set_itop", "rigl_itop"]
 CorrectorName = Literal["none", "agent", "no_gamma", "svrg", "fixed", "alpha_svrg"]
+ObjectiveName = Literal["standard", "at", "mixed", "trades", "mart"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ class DataSettings:
     """Random crops and flips; auto: for colour images of 32 pixels and more."""
     locked: bool = False
     """Draw every sample with the same augmentation in every epoch."""
+    inputs: Literal["normalised", "pixels"] = "normalised"
+    """With the data set's mean subtracted and divided by its deviation, or pixels in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +113,27 @@ class CorrectionSettings:
     """Epochs between snapshots, at least 1."""
     refresh_draw: Literal["replay", "fresh"] = "replay"
     """Full gradient over the very batches of the coming epoch, or over another draw of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSettings:
+    """What is minimised."""
+
+    objective: ObjectiveName = "standard"
+    """Cross-entropy, or one of those that train against attacks on the images."""
+    norm: Literal["linf", "l2"] = "linf"
+    """Of the attack: bounds every pixel, or the length of the whole change."""
+    eps: float = 8 / 255
+    """Radius of the attack in pixels of [0, 1], in [0, 1] for linf; default: 8 grey values."""
+    step_size: float = 2 / 255
+    """Of the attack, in the same units, above 0."""
+    attack_steps: int = 10
+    """Of the attack, at least 1; each costs a forward and half a backward pass."""
+    beta: float = 6.0
+    """Weight of the divergence in trades and mart, at least 0."""
+    snapshot: Literal["clean", "clean_noaug", "adversarial"] = "clean"
+    """Images behind the full gradient of a corrector: as published, or the same without
+    augmentation, or attacked, which removes the bias and costs an attack an epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +201,7 @@ class Run:
     network: ModelSettings = field(default_factory=ModelSettings)
     sparse: TopologySettings = field(default_factory=TopologySettings)
     correction: CorrectionSettings = field(default_factory=CorrectionSettings)
+    robust: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     optimization: OptimizerSettings = field(default_factory=OptimizerSettings)
     loop: LoopSettings = field(default_factory=LoopSettings)
 
@@ -203,6 +228,7 @@ class Run:
         parts = (
             self.data.dataset,
             self.network.model,
+            *([] if self.robust.objective == "standard" else [self.robust.objective]),
             self.label,
             f"s{self.sparse.sparsity:g}",
             f"seed{self.loop.seed}",
@@ -234,7 +260,8 @@ def from_plain(plain: dict[str, Any]) -> Run:
     """
     groups: dict[str, Any] = {}
     for group, kind in get_type_hints(Run).items():
-        values = dict(plain[group])
+        # A group that came later than what was written down has its defaults.
+        values = dict(plain.get(group, {}) if group == "robust" else plain[group])
         if "milestones" in values:
             values["milestones"] = tuple(values["milestones"])
         groups[group] = kind(**values)
@@ -285,6 +312,11 @@ def validate(run: Run) -> None:
             "--growth-signal corrected has no effect on a dense network; "
             "choose --topology rigl, or leave it out."
         )
+    if run.robust.objective == "mart" and run.optimization.label_smoothing != 0.0:
+        raise ValueError(
+            "--label-smoothing has no place in the mart objective; "
+            "choose --objective trades or at, or leave it out."
+        )
     if run.loop.engine == "sparse":
         for reason in engine_refusals(run):
             raise ValueError(f"--engine sparse cannot be had with {reason}; leave one of them out.")
@@ -320,6 +352,7 @@ def _ranges(run: Run) -> list[tuple[str, float | None, float, float, str]]:
     inf = float("inf")
     data, network, sparse = run.data, run.network, run.sparse
     correction, optimization, loop = run.correction, run.optimization, run.loop
+    robust = run.robust
     return [
         ("image_size", data.image_size, 1, inf, "[)"),
         ("train_samples", data.train_samples, 1, inf, "[)"),
@@ -335,6 +368,10 @@ def _ranges(run: Run) -> list[tuple[str, float | None, float, float, str]]:
         ("smoothing", correction.smoothing, 0, 1, "(]"),
         ("coefficient", correction.coefficient, -inf, inf, "()"),
         ("refresh_every", correction.refresh_every, 1, inf, "[)"),
+        ("eps", robust.eps, 0, *((1, "[]") if robust.norm == "linf" else (inf, "[)"))),
+        ("step_size", robust.step_size, 0, inf, "()"),
+        ("attack_steps", robust.attack_steps, 1, inf, "[)"),
+        ("beta", robust.beta, 0, inf, "[)"),
         ("learning_rate", optimization.learning_rate, 0, inf, "()"),
         ("momentum", optimization.momentum, 0, 1, "[)"),
         ("weight_decay", optimization.weight_decay, 0, inf, "[)"),

@@ -21,7 +21,8 @@ ALLOWED = {
     "correction": {"correction", "points", "measure"},
     "topology": {"topology", "measure"},
     "engine": {"engine", "topology", "measure", "points"},
-    "objectives": {"objectives", "data"},
+    "attacks": {"attacks", "points"},
+    "objectives": {"objectives", "attacks", "data", "measure"},
     "reports": {"reports", "records"},
     "shipping": {"shipping", "records"},
     "speed": {
@@ -40,6 +41,7 @@ ALLOWED = {
     "training": {
         "training",
         "arguments",
+        "attacks",
         "correction",
         "topology",
         "objectives",

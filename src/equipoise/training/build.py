@@ -6,12 +6,16 @@ import hashlib
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from equipoise.attacks.pgd import PGD
+from equipoise.attacks.pixels import Pixels
+from equipoise.attacks.threat import ThreatModel
 from equipoise.correction import (
     Coefficient,
     Constant,
@@ -41,7 +45,14 @@ from equipoise.engine.choice import way_from
 from equipoise.engine.convert import Choice, choose_network, convert_as_before, to_engine
 from equipoise.measure import Measure
 from equipoise.models import create
-from equipoise.objectives import Objective
+from equipoise.objectives import (
+    AdversarialTraining,
+    Attacker,
+    Mart,
+    Objective,
+    Standard,
+    Trades,
+)
 from equipoise.points import preserved
 from equipoise.settings import CorrectionSettings, DataSettings, LoopSettings, Run, engine_refusals
 from equipoise.topology import Rewiring, Topology, rigl, rigl_itop, set_itop, set_rewiring
@@ -140,6 +151,8 @@ def select_images(dataset: Dataset | FolderDataset, settings: DataSettings) -> S
     """
     train: Images = _first(dataset.train, settings.train_samples, "train-samples")
     test: Images = _first(dataset.test, settings.test_samples, "test-samples")
+    if settings.inputs == "pixels":
+        train, test = (_unnormalised(images) for images in (train, test))
     if settings.image_size is not None and isinstance(train, ImageSet):
         assert isinstance(test, ImageSet)
         train, test = train.resized(settings.image_size), test.resized(settings.image_size)
@@ -156,12 +169,20 @@ def image_shape(images: Images, settings: DataSettings) -> tuple[int, int]:
     return 3, settings.image_size or FOLDER_IMAGE_SIZE
 
 
-def train_loader(images: Images, run: Run, device: torch.device) -> Loader:
-    """Shuffled, augmented batches of the training images."""
+def pixels_of(images: Images) -> Pixels:
+    """How the inputs of a network are made from images with pixels in [0, 1]."""
+    return Pixels(tuple(images.mean), tuple(images.std))
+
+
+def train_loader(
+    images: Images, run: Run, device: torch.device, *, augmented: bool = True
+) -> Loader:
+    """Shuffled batches of the training images; augmented, unless that is not wanted."""
     channels, size = image_shape(images, run.data)
     wanted = run.data.augment == "yes"
     if run.data.augment == "auto":
         wanted = channels == 3 and size >= 32
+    wanted = wanted and augmented
     batch_size = min(run.loop.batch_size, len(images))
     seed = stream_seed(run.loop.seed, "data")
     if isinstance(images, FolderSet):
@@ -342,6 +363,30 @@ def _as_it_began(
     return Choice(network, None)
 
 
+def build_objective(run: Run, images: Images, measure: Measure) -> Objective:
+    """The objective of a run; attacks move pixels, whatever the network's inputs are."""
+    settings, smoothing = run.robust, run.optimization.label_smoothing
+    if settings.objective == "standard":
+        return Standard(label_smoothing=smoothing)
+    near = settings.objective in ("trades", "mart")
+    attack = PGD(
+        threat=ThreatModel(norm=settings.norm, eps=settings.eps),
+        step_size=settings.step_size,
+        steps=settings.attack_steps,
+        start="near" if near else "ball",
+    )
+    attacker = Attacker(attack=attack, pixels=pixels_of(images), measure=measure)
+    match settings.objective:
+        case "at":
+            return AdversarialTraining(attacker=attacker, label_smoothing=smoothing)
+        case "mixed":
+            return AdversarialTraining(attacker=attacker, share=0.5, label_smoothing=smoothing)
+        case "trades":
+            return Trades(attacker=attacker, beta=settings.beta, label_smoothing=smoothing)
+        case "mart":
+            return Mart(attacker=attacker, beta=settings.beta)
+
+
 def build_corrector(
     model: nn.Module, objective: Objective, run: Run, device: torch.device, measure: Measure
 ) -> Corrector[Batch]:
@@ -388,6 +433,12 @@ def _first(images: Images, count: int | None, flag: str) -> Images:
             "ask for fewer, or leave it out for all of them."
         )
     return images.subset(count)
+
+
+def _unnormalised(images: Images) -> Images:
+    """The same images, whose batches are pixels in [0, 1]."""
+    count = len(images.mean)
+    return replace(images, mean=(0.0,) * count, std=(1.0,) * count)
 
 
 def _augmentation(images: ImageSet) -> Augmentation:

@@ -15,7 +15,6 @@ from equipoise.data import Batch, Dataset
 from equipoise.data.folder import FolderDataset
 from equipoise.engine.memory import POOL
 from equipoise.engine.network import ways_of
-from equipoise.objectives import Standard
 from equipoise.records import EpochRecord
 from equipoise.settings import Run, validate
 from equipoise.training import build
@@ -59,7 +58,7 @@ class Session:
         self.images = build.select_images(loaded, run.data)
         self.loader = build.train_loader(self.images.train, run, self.device)
         self.meter = Meter(self.device)
-        self.objective = Standard(label_smoothing=run.optimization.label_smoothing)
+        self.objective = build.build_objective(run, self.images.train, self.meter)
         self.model = build.build_model(run, self.images.train, self.device)
         self.topology = build.build_topology(self.model, run, self.total_steps, self.meter)
         self.flops = self._count_flops()
@@ -128,13 +127,20 @@ class Session:
             yield group
 
     def refresh_batches(self) -> Iterator[Batch]:
-        """The batches of a refresh, prepared: those of the coming epoch, or another draw."""
+        """The batches of a refresh: those of the coming epoch, or another draw.
+
+        Attacked only where the run asks for it: the published full gradient is that of clean
+        images, whatever the objective.
+        """
         fresh = self.run.correction.refresh_draw == "fresh"
         # Draws of the training passes are the epoch numbers, so these are never among them.
         draw = self.run.loop.epochs + self.epoch if fresh and not self.run.data.locked else None
         stream = "refresh" if fresh else "train"
-        for batch in self._timed(self.loader.epoch(self.epoch, stream=stream, draw=draw)):
-            yield self.objective.prepare(self.model, batch)
+        kind, loader = self.run.robust.snapshot, self.loader
+        if kind == "clean_noaug":
+            loader = build.train_loader(self.images.train, self.run, self.device, augmented=False)
+        for batch in self._timed(loader.epoch(self.epoch, stream=stream, draw=draw)):
+            yield self._prepared(batch) if kind == "adversarial" else batch
 
     def refresh(self, batches: Iterable[Batch]) -> None:
         """Takes the snapshot; what that costs is up to the corrector."""
@@ -149,7 +155,7 @@ class Session:
         self.optimizer.zero_grad()
         total = sum(batch.size for batch in group)
         for batch in group:
-            prepared = self.objective.prepare(self.model, batch)
+            prepared = self._prepared(batch)
             share = batch.size / total
             loss = self.corrector.backward(prepared, scale=self.scaler.get_scale() * share)
             self._loss_sum += loss.double() * batch.size
@@ -217,6 +223,11 @@ class Session:
                 f"the checkpoint does not fit this run ({reason}); "
                 "resume it with the settings that it was started with."
             ) from error
+
+    def _prepared(self, batch: Batch) -> Batch:
+        """The batch that both gradients will see, attacked in the precision of the run."""
+        with build.autocast(self.run.loop, self.device):
+            return self.objective.prepare(self.model, batch)
 
     def _trainable(self) -> list[torch.nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
@@ -287,7 +298,15 @@ class Session:
         meter, topology = self.meter, self.topology
         coefficient = getattr(self.corrector, "coefficient", None)
         adaptive = coefficient if isinstance(coefficient, LossCovariance) else None
-        known = ("new_gradient", "old_gradient", "refresh", "optimizer", "topology", "data")
+        known = (
+            "new_gradient",
+            "old_gradient",
+            "refresh",
+            "optimizer",
+            "topology",
+            "data",
+            "attack",
+        )
         training_seconds = meter.training_seconds
         return EpochRecord(
             epoch=self.epoch + 1,
@@ -320,6 +339,7 @@ class Session:
             optimizer_seconds=meter.seconds("optimizer"),
             topology_seconds=meter.seconds("topology"),
             data_seconds=meter.seconds("data"),
+            attack_seconds=meter.seconds("attack"),
             other_seconds=training_seconds - sum(meter.seconds(part) for part in known),
             evaluation_seconds=meter.seconds("evaluation"),
             peak_memory_bytes=meter.peak_memory_bytes(),
