@@ -96,12 +96,11 @@ class ThreatModel:
             return (2.0 * uniform - 1.0) * self.eps
         # The length of a uniform point of a ball in d dimensions is u^(1/d) of the radius.
         first = uniform.flatten(1)[:, :1].view(-1, *(1,) * (uniform.ndim - 1))
-        length = first ** (1.0 / uniform[0].numel())
-        filled: Tensor = self.eps * length * self.uphill(normal)
-        return filled
+        length = first.pow(1.0 / uniform[0].numel()).mul(self.eps)
+        return self.uphill(normal) * length
 
 
 def _lengths(change: Tensor) -> Tensor:
     """Euclidean length per sample, shape (n, 1, ...)."""
-    flat = torch.linalg.vector_norm(change.flatten(1), dim=1)
+    flat: Tensor = torch.linalg.vector_norm(change.flatten(1), dim=1)
     return flat.view(-1, *(1,) * (change.ndim - 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -130,6 +130,9 @@ def test_scores_by_hand() -> None:
 class Counting(nn.Module):
     """Changes a buffer in every pass, replaces another, and may fail."""
 
+    calls: Tensor
+    last: Tensor
+
     def __init__(self, *, fails: bool = False) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.ReLU())
@@ -191,7 +194,7 @@ def test_pixels_are_the_inverse_of_inputs() -> None:
     ("make", "said"),
     [
         (lambda: ThreatModel(eps=-1.0), "eps is a radius"),
-        (lambda: ThreatModel(norm="l1"), "norm is one of"),
+        (lambda: ThreatModel(norm=cast(Any, "l1")), "norm is one of"),
         (lambda: PGD(steps=-1), "PGD takes steps"),
         (lambda: PGD(step_size=float("nan")), "PGD takes steps"),
     ],

@@ -54,6 +54,15 @@ SETUPS: dict[str, dict[str, Any]] = {
         "growth_signal": "corrected",
     },
     "dense": {"topology": "dense"},
+    "at agent attacked": {
+        "objective": "at",
+        "attack_steps": 2,
+        "corrector": "agent",
+        "snapshot": "adversarial",
+        "topology": "rigl",
+        "interval": 3,
+    },
+    "trades agent": {"objective": "trades", "attack_steps": 2, "corrector": "agent"},
 }
 DROPOUT: dict[str, Any] = {
     "model": "wrn_22_2",
