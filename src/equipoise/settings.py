@@ -187,6 +187,9 @@ class LoopSettings:
     engine: Literal["auto", "sparse", "dense"] = "auto"
     """Kernels for the active weights only: auto where they are faster, sparse in any case, or
     dense for masks on ordinary tensors; `equipoise plan` says what to expect."""
+    batchnorm: Literal["running", "refreshed"] = "running"
+    """Statistics at evaluation: those of training, or taken anew over the training images, as
+    they are and with the weights fixed, which changes evaluation only."""
     compile: bool = False
     """Compile the model with torch.compile; the first steps then take minutes."""
     deterministic: bool = True

@@ -59,6 +59,7 @@ ALLOWED = {
     "showing": {"records", "reports"},
     "cli": {
         "arguments",
+        "attacks",
         "listing",
         "reports",
         "settings",

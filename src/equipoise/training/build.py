@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -205,6 +205,11 @@ def train_loader(
         channels_last=run.loop.channels_last,
         locked=run.data.locked,
     )
+
+
+def batchnorm_batches(images: Images, run: Run, device: torch.device) -> Iterator[Batch]:
+    """The training images as they are, in an order that training does not use."""
+    return train_loader(images, run, device, augmented=False).epoch(0, stream="batchnorm")
 
 
 def test_loader(images: Images, run: Run, device: torch.device) -> Loader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -18,6 +19,7 @@ from equipoise.engine.network import ways_of
 from equipoise.records import EpochRecord
 from equipoise.settings import Run, validate
 from equipoise.training import build
+from equipoise.training.batchnorm import refreshed_statistics
 from equipoise.training.evaluate import Score, evaluate
 from equipoise.training.flops import Flops, count_flops
 from equipoise.training.meter import Meter
@@ -175,8 +177,9 @@ class Session:
             # Batches of another size would each keep memory of their own, unused meanwhile.
             POOL.release()
             images = self.images
-            test = self._score(images.test)
-            validation = None if images.validation is None else self._score(images.validation)
+            with self._evaluation_statistics():
+                test = self._score(images.test)
+                validation = None if images.validation is None else self._score(images.validation)
             POOL.release()
         record = self._record(test, validation)
         self.epoch += 1
@@ -271,6 +274,13 @@ class Session:
         loader = build.test_loader(images, self.run, self.device)
         with build.autocast(self.run.loop, self.device):
             return evaluate(self.model, loader.epoch(0))
+
+    def _evaluation_statistics(self) -> AbstractContextManager[None]:
+        """BatchNorm's running statistics, or those that are taken anew for an evaluation."""
+        if self.run.loop.batchnorm == "running":
+            return nullcontext()
+        batches = build.batchnorm_batches(self.images.train, self.run, self.device)
+        return refreshed_statistics(self.model, batches)
 
     def _example_batch(self) -> Tensor:
         """Images of the shape of a training batch; zeros, so that nothing is decoded."""
