@@ -21,6 +21,7 @@ TOPOLOGIES = {
     "rigl": "drops the smallest weights, grows where the gradient is largest",
     "set_itop": "set, rewired rarely and to the end, as In-Time Over-Parameterization does",
     "rigl_itop": "rigl, rewired rarely and to the end, as In-Time Over-Parameterization does",
+    "bsr": "follows the signs of the weights, refilled at random after every step (BSR-Net)",
 }
 CORRECTORS = {
     "none": "plain gradients; 1 pass an epoch",

@@ -25,7 +25,7 @@ ModelName = Literal[
     "wrn_22_2",
     "wrn_28_4",
 ]
-TopologyName = Literal["dense", "static", "set", "rigl", "set_itop", "rigl_itop"]
+TopologyName = Literal["dense", "static", "set", "rigl", "set_itop", "rigl_itop", "bsr"]
 CorrectorName = Literal["none", "agent", "no_gamma", "svrg", "fixed", "alpha_svrg"]
 ObjectiveName = Literal["standard", "at", "mixed", "trades", "mart"]
 
@@ -93,6 +93,10 @@ class TopologySettings:
     """How the prune fraction falls."""
     growth_signal: Literal["raw", "corrected"] = "raw"
     """Gradient by which RigL grows: of the mini-batch, or after correction."""
+    noise: Literal["agent", "original", "none"] = "agent"
+    """Schedule of the noise on active weights in bsr: AGENT's code, BSR-Net's, or no noise."""
+    correction_mask: Literal["active", "all"] = "active"
+    """What a correction moves in bsr: active weights, or inactive ones too, as published."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,6 +319,8 @@ def validate(run: Run) -> None:
             "--growth-signal corrected has no effect on a dense network; "
             "choose --topology rigl, or leave it out."
         )
+    if run.sparse.topology == "bsr":
+        _validate_sampling(run)
     if run.robust.objective == "mart" and run.optimization.label_smoothing != 0.0:
         raise ValueError(
             "--label-smoothing has no place in the mart objective; "
@@ -331,6 +337,23 @@ def validate(run: Run) -> None:
         )
 
 
+def _validate_sampling(run: Run) -> None:
+    """What connectivity sampling does not go with."""
+    if run.sparse.sparsity == 0.0:
+        raise ValueError(
+            "--topology bsr needs a --sparsity above 0; got 0; for every weight use "
+            "--topology dense."
+        )
+    if run.sparse.correction_mask == "all":
+        changed = run.optimization.clip_norm is not None
+        if changed or run.loop.precision == "fp16":
+            raise ValueError(
+                "--correction-mask all tells a correction from the gradient as it arrived, which "
+                f"{'--clip-norm' if changed else '--precision fp16'} rescales; leave one of "
+                "them out."
+            )
+
+
 def engine_refusals(run: Run) -> list[str]:
     """Settings of a run that the engine's kernels do not go with, in words of the command line.
 
@@ -341,6 +364,8 @@ def engine_refusals(run: Run) -> list[str]:
     refusals = []
     if run.sparse.topology == "dense" or run.sparse.sparsity == 0.0:
         refusals.append("a network without masks")
+    if run.sparse.topology == "bsr" and run.sparse.correction_mask == "all":
+        refusals.append("--correction-mask all")
     if run.loop.compile:
         refusals.append("--compile")
     if run.loop.precision != "fp32":

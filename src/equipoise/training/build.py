@@ -55,7 +55,16 @@ from equipoise.objectives import (
 )
 from equipoise.points import preserved
 from equipoise.settings import CorrectionSettings, DataSettings, LoopSettings, Run, engine_refusals
-from equipoise.topology import Rewiring, Topology, rigl, rigl_itop, set_itop, set_rewiring
+from equipoise.topology import (
+    ConnectivitySampling,
+    MaskOwner,
+    Rewiring,
+    Topology,
+    rigl,
+    rigl_itop,
+    set_itop,
+    set_rewiring,
+)
 
 Images = ImageSet | FolderSet
 """One split: in memory, or a folder of pictures that are decoded as training goes on."""
@@ -251,16 +260,29 @@ def build_model(run: Run, images: Images, device: torch.device) -> nn.Module:
     return model
 
 
-def build_topology(model: nn.Module, run: Run, total_steps: int, measure: Measure) -> Topology:
+def build_topology(
+    model: nn.Module, run: Run, total_steps: int, measure: Measure
+) -> Topology | ConnectivitySampling:
     """Masks and the way that they change, for a training of `total_steps`."""
-    settings = run.sparse
+    settings, seed = run.sparse, stream_seed(run.loop.seed, "masks")
+    if settings.topology == "bsr":
+        return ConnectivitySampling(
+            model,
+            sparsity=settings.sparsity,
+            total_steps=total_steps,
+            steps_per_epoch=max(1, total_steps // run.loop.epochs),
+            noise=settings.noise,
+            correction=settings.correction_mask,
+            seed=seed,
+            measure=measure,
+        )
     return Topology(
         model,
         sparsity=0.0 if settings.topology == "dense" else settings.sparsity,
         distribution=settings.distribution,
         rewiring=build_rewiring(run, total_steps),
         sampling=settings.mask_sampling,
-        seed=stream_seed(run.loop.seed, "masks"),
+        seed=seed,
         measure=measure,
     )
 
@@ -318,7 +340,7 @@ def build_coefficient(settings: CorrectionSettings, num_refreshes: int) -> Coeff
 
 def choose_engine(
     model: nn.Module,
-    topology: Topology,
+    topology: MaskOwner,
     run: Run,
     example: torch.Tensor,
     *,
@@ -352,7 +374,7 @@ def choose_engine(
 
 
 def _as_it_began(
-    model: nn.Module, topology: Topology, example: torch.Tensor, begun: Mapping[str, Any]
+    model: nn.Module, topology: MaskOwner, example: torch.Tensor, begun: Mapping[str, Any]
 ) -> Choice:
     """The network of a run that began with the engine."""
     try:

@@ -18,6 +18,7 @@ from equipoise.engine.memory import POOL
 from equipoise.engine.network import ways_of
 from equipoise.records import EpochRecord
 from equipoise.settings import Run, validate
+from equipoise.topology import ConnectivitySampling
 from equipoise.training import build
 from equipoise.training.batchnorm import refreshed_statistics
 from equipoise.training.evaluate import Score, evaluate
@@ -149,6 +150,8 @@ class Session:
         self.model.train()
         with self.meter("refresh"):
             self.corrector.refresh(batches, scale=self.scaler.get_scale())
+            if isinstance(self.topology, ConnectivitySampling):
+                self.topology.mark_snapshot_()
 
     def train_step(self, group: list[Batch]) -> None:
         """Data, objective, gradient, correction, optimizer; the topology follows by its hook."""
