@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from equipoise.measure import Measure, unmeasured
-from equipoise.topology.attachment import check_optimizers, was_skipped
+from equipoise.topology.attachment import check_optimizers
+from equipoise.topology.bsr_bond import SamplingBond
 from equipoise.topology.bsr_start import (
     NoiseName,
     budget,
@@ -402,73 +403,6 @@ class ConnectivitySampling:
     def detached(self) -> None:
         """The bond was removed."""
         self._bond = None
-
-
-class SamplingBond:
-    """The bond between a `ConnectivitySampling` and its optimizers; `attach` makes it.
-
-    As a context manager it removes itself at the end.
-
-    Args:
-        topology: Told before and after every step.
-        optimizers: In the order of their steps.
-    """
-
-    def __init__(self, topology: ConnectivitySampling, optimizers: tuple[Optimizer, ...]) -> None:
-        self.optimizers = optimizers
-        self._topology = topology
-        self._raw: dict[str, Tensor] = {}
-        self._skipped = False
-        self._handles: list[Removable] = topology.gatherers(self._gather)
-        for optimizer in optimizers:
-            self._handles.append(optimizer.register_step_pre_hook(self._before))
-            self._handles.append(optimizer.register_step_post_hook(self._after))
-
-    def remove(self) -> None:
-        """Lets go of the optimizers; the masks stay as they are. A second call does nothing."""
-        if not self._handles:
-            return
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._topology.detached()
-
-    def __enter__(self) -> SamplingBond:
-        """Returns itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Removes itself."""
-        self.remove()
-
-    def _gather(self, name: str, gradient: Tensor) -> None:
-        """Adds up what arrives between two steps."""
-        known = self._raw.get(name)
-        arrived = gradient.detach()
-        self._raw[name] = arrived.clone() if known is None else known + arrived
-
-    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A step begins."""
-        del args, kwargs
-        self._topology.before_step_(optimizer, self._raw)
-
-    def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A step has ended; after the last optimizer's the topology follows."""
-        del args, kwargs
-        self._skipped = self._skipped or was_skipped(optimizer)
-        if optimizer is not self.optimizers[-1]:
-            return
-        self._raw.clear()
-        if self._skipped:
-            self._topology.apply_()
-        else:
-            self._topology.after_step_(*self.optimizers)
-        self._skipped = False
 
 
 def _drawn(parameter: nn.Parameter, share: float, generator: torch.Generator) -> SignedMasked:

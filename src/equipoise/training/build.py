@@ -266,6 +266,7 @@ def build_topology(
     """Masks and the way that they change, for a training of `total_steps`."""
     settings, seed = run.sparse, stream_seed(run.loop.seed, "masks")
     if settings.topology == "bsr":
+        _warn_of_no_rewiring(run)
         return ConnectivitySampling(
             model,
             sparsity=settings.sparsity,
@@ -291,14 +292,7 @@ def build_rewiring(run: Run, total_steps: int) -> Rewiring | None:
     """The preset of the topology with the settings that the run changes."""
     settings = run.sparse
     if settings.topology not in _PRESETS or settings.sparsity == 0.0:
-        given = (settings.interval, settings.stop, settings.prune_fraction)
-        if any(value is not None for value in given):
-            warnings.warn(
-                "interval, stop and prune_fraction have no effect, because this topology is never "
-                "rewired; choose set or rigl and a sparsity above 0, or leave them out.",
-                UserWarning,
-                stacklevel=2,
-            )
+        _warn_of_no_rewiring(run)
         return None
     interval = settings.interval
     if interval is None and settings.topology in ("set", "rigl"):
@@ -317,6 +311,19 @@ def build_rewiring(run: Run, total_steps: int) -> Rewiring | None:
         signal=settings.growth_signal,
         **{name: value for name, value in chosen.items() if value is not None},
     )
+
+
+def _warn_of_no_rewiring(run: Run) -> None:
+    """Says that settings of a plan of rewirings change nothing."""
+    given = (run.sparse.interval, run.sparse.stop, run.sparse.prune_fraction)
+    if any(value is not None for value in given):
+        why = "is rewired after every step" if run.sparse.topology == "bsr" else "is never rewired"
+        warnings.warn(
+            f"interval, stop and prune_fraction have no effect, because this topology {why}; "
+            "choose set or rigl and a sparsity above 0, or leave them out.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def build_coefficient(settings: CorrectionSettings, num_refreshes: int) -> Coefficient | None:

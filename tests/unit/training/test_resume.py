@@ -62,6 +62,20 @@ SETUPS: dict[str, dict[str, Any]] = {
         "topology": "rigl",
         "interval": 3,
     },
+    "bsr agent": {
+        "topology": "bsr",
+        "corrector": "agent",
+        "optimizer": "sgdw",
+        "learning_rate": 0.04,
+        "weight_decay": 1e-3,
+    },
+    "bsr all svrg": {
+        "topology": "bsr",
+        "corrector": "svrg",
+        "correction_mask": "all",
+        "snapshot": "clean_noaug",
+        "noise": "original",
+    },
     "trades agent": {"objective": "trades", "attack_steps": 2, "corrector": "agent"},
 }
 DROPOUT: dict[str, Any] = {
