@@ -18,6 +18,7 @@ from rich.console import Console
 
 from equipoise.arguments import Arm, check_words, nearest, parse_arm
 from equipoise.attacks.settings import Attacking, check_attacking
+from equipoise.recipes import RecipeName, expanded
 from equipoise.settings import Run, setting_types, validate, with_setting
 from equipoise.speed.settings import Benchmark, check_benchmark
 
@@ -32,6 +33,8 @@ _STOPPED = 130
 class Output:
     """Where results go."""
 
+    recipe: RecipeName | None = None
+    """Published settings to start from; what is given beside it wins."""
     out: Path | None = None
     """Folder of the run; default: runs/ and a name made from the settings."""
     overwrite: bool = False
@@ -51,6 +54,8 @@ class Comparison:
     arms: tuple[str, ...] = ("rigl", "rigl+agent")
     """Each [name:]topology[+corrector][,setting=value ...], for example big:rigl,batch_size=256;
     the first is the baseline."""
+    recipe: RecipeName | None = None
+    """Published settings to start from; what is given beside it wins."""
     num_seeds: int = 3
     """Paired seeds, from --seed on; pairs share initial weights, masks and data order."""
     workers: int | None = None
@@ -107,6 +112,8 @@ class Reporting:
 class Planning:
     """On what it is planned."""
 
+    recipe: RecipeName | None = None
+    """Published settings to start from; what is given beside it wins."""
     threads: int | None = None
     """Processor threads; default: torch's choice."""
 
@@ -313,7 +320,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command and exits with its status; a user's mistake gets one sentence."""
     words = list(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = _show_warning
-    words = _named(words) or ["--help"]
+    words = expanded(_named(words)) or ["--help"]
     try:
         _check(words)
         sys.exit(

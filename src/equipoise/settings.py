@@ -28,6 +28,7 @@ ModelName = Literal[
 TopologyName = Literal["dense", "static", "set", "rigl", "set_itop", "rigl_itop", "bsr"]
 CorrectorName = Literal["none", "agent", "no_gamma", "svrg", "fixed", "alpha_svrg"]
 ObjectiveName = Literal["standard", "at", "mixed", "trades", "mart"]
+_TUPLES = frozenset({"milestones", "drop_factors"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +163,9 @@ class OptimizerSettings:
     """Fractions of training after which piecewise multiplies the rate by `--drop-factor`."""
     drop_factor: float = 0.1
     """Factor at each milestone, in (0, 1]."""
+    drop_factors: tuple[float, ...] = ()
+    """Rate after each milestone as a share of the initial one, in (0, 1]; default: powers of
+    `--drop-factor`."""
     warmup: float = 0.0
     """Fraction of training over which the rate rises linearly from 0, in [0, 1)."""
     clip_norm: float | None = None
@@ -248,7 +252,8 @@ def as_plain(run: Run) -> dict[str, Any]:
     """The run as nested dictionaries of JSON values; folders of this machine are left out."""
     plain = asdict(run)
     del plain["data"]["data_dir"], plain["data"]["download"]
-    plain["optimization"]["milestones"] = list(run.optimization.milestones)
+    for name in _TUPLES:
+        plain["optimization"][name] = list(plain["optimization"][name])
     kinds = setting_types()
     for settings in plain.values():
         # A rate of 1 is one of 1.0; only where both types are taken do they mean two things.
@@ -269,8 +274,8 @@ def from_plain(plain: dict[str, Any]) -> Run:
     for group, kind in get_type_hints(Run).items():
         # A group that came later than what was written down has its defaults.
         values = dict(plain.get(group, {}) if group == "robust" else plain[group])
-        if "milestones" in values:
-            values["milestones"] = tuple(values["milestones"])
+        for name in _TUPLES & values.keys():
+            values[name] = tuple(values[name])
         groups[group] = kind(**values)
     return Run(**groups)
 
@@ -329,7 +334,12 @@ def validate(run: Run) -> None:
     if run.loop.engine == "sparse":
         for reason in engine_refusals(run):
             raise ValueError(f"--engine sparse cannot be had with {reason}; leave one of them out.")
-    milestones = run.optimization.milestones
+    milestones, factors = run.optimization.milestones, run.optimization.drop_factors
+    if factors and (len(factors) != len(milestones) or not all(0.0 < f <= 1.0 for f in factors)):
+        raise ValueError(
+            f"--drop-factors takes one share in (0, 1] for each milestone; got {factors} for "
+            f"{milestones}; for example 0.1 0.01 for 0.5 0.75."
+        )
     if list(milestones) != sorted(milestones) or not all(0.0 < m < 1.0 for m in milestones):
         raise ValueError(
             f"--milestones takes rising fractions of training in (0, 1); got {milestones}; "

@@ -15,6 +15,7 @@ ALLOWED = {
     "records": set(),
     "settings": set(),
     "points": set(),
+    "recipes": set(),
     "arguments": {"settings"},
     "data": {"data"},
     "models": {"models"},
@@ -61,6 +62,7 @@ ALLOWED = {
         "arguments",
         "attacks",
         "listing",
+        "recipes",
         "reports",
         "settings",
         "showing",
@@ -73,7 +75,16 @@ ALLOWED = {
 }
 
 # What must answer without loading torch: help, lists, mistakes, reports.
-WITHOUT_TORCH = ("records", "settings", "arguments", "listing", "showing", "cli", "reports")
+WITHOUT_TORCH = (
+    "recipes",
+    "records",
+    "settings",
+    "arguments",
+    "listing",
+    "showing",
+    "cli",
+    "reports",
+)
 
 
 def room_of(path: Path) -> str:

@@ -205,6 +205,7 @@ RANGES: dict[str, tuple[list[Any], list[Any]]] = {
     "batch_size": COUNT,
     "accumulate": COUNT,
     "seed": ([0, 2**31 - 1], [-1, 2**31]),
+    "drop_factors": ([(), (0.1, 1.0)], [(0.1,), (0.1, 0.0), (0.1, 2.0), (0.1, NAN)]),
     "milestones": ([(), (0.1,), (0.1, 0.9), (0.5, 0.5)], [(0.9, 0.1), (0.0,), (1.0,), (NAN,)]),
 }
 GOOD = [(name, value) for name, (good, _) in RANGES.items() for value in good]
