@@ -15,6 +15,7 @@ from equipoise.attacks.evaluation import Counted, Robustness, Sample
 from equipoise.attacks.pixels import Pixels
 from equipoise.attacks.probing import probed
 from equipoise.attacks.threat import ThreatModel
+from equipoise.points import device_of, preserved
 
 _NORMS = {"linf": "Linf", "l2": "L2"}
 _HINT = (
@@ -90,7 +91,7 @@ def auto_attack(
     wrapped = PixelNetwork(network, model).eval()
     clean: list[Tensor] = []
     robust: list[Tensor] = []
-    with probed(model), torch.random.fork_rng():
+    with probed(model), preserved(device_of(model)):
         torch.manual_seed(seed)
         for x, y, _ in samples:
             right = network.right(x, y)
