@@ -31,7 +31,14 @@ from scipy import stats
 from equipoise import __version__
 from equipoise.arguments import convert
 from equipoise.attacks.settings import Attacking
-from equipoise.settings import CorrectorName, Run, setting_types, validate, with_setting
+from equipoise.settings import (
+    CorrectorName,
+    ObjectiveSettings,
+    Run,
+    setting_types,
+    validate,
+    with_setting,
+)
 from equipoise.training.attacking import attack_network
 from equipoise.training.hydra import FINETUNED, HydraPlan, train_hydra
 from equipoise.training.loop import train
@@ -49,7 +56,8 @@ class Arm:
 CORRECTIONS = (
     Arm("none"),
     Arm("AGENT as published", (("corrector", "agent"), ("snapshot", "clean_noaug"))),
-    Arm("AGENT, adversarial snapshot", (("corrector", "agent"), ("snapshot", "adversarial"))),
+    # Attacked, where the objective attacks: the full gradient is the mean of the old gradients.
+    Arm("AGENT, snapshot as trained", (("corrector", "agent"), ("snapshot", "adversarial"))),
     Arm("table", (("corrector", "table"),)),
 )
 """Arms for every objective; the first is the baseline. Those that this version cannot train are
@@ -148,8 +156,11 @@ def split_known(arms: Sequence[Arm]) -> tuple[list[Arm], list[Arm]]:
 def measure(base: Run, objective: str, arm: Arm, seed: int, chosen: Any) -> Result:
     """Trains and attacks one network, or reads what an earlier call has left."""
     run = with_setting(with_setting(base, "objective", objective), "seed", seed)
+    if objective == "standard":
+        run = replace(run, robust=ObjectiveSettings())  # the radius is that of the attack alone
     for name, value in arm.settings:
-        run = with_setting(run, name, value)
+        attacked = value != "adversarial" or objective != "standard"
+        run = with_setting(run, name, value if attacked else "clean")
     folder = chosen.out / objective / arm.name.replace(" ", "-").replace(",", "") / f"seed{seed}"
     if arm.name == HYDRA:
         outcome = train_hydra(run, folder, hydra_plan(run))

@@ -54,7 +54,14 @@ from equipoise.objectives import (
     Trades,
 )
 from equipoise.points import preserved
-from equipoise.settings import CorrectionSettings, DataSettings, LoopSettings, Run, engine_refusals
+from equipoise.settings import (
+    CorrectionSettings,
+    DataSettings,
+    LoopSettings,
+    ObjectiveSettings,
+    Run,
+    engine_refusals,
+)
 from equipoise.topology import (
     ConnectivitySampling,
     MaskOwner,
@@ -400,6 +407,7 @@ def _as_it_began(
 def build_objective(run: Run, images: Images, measure: Measure) -> Objective:
     """The objective of a run; attacks move pixels, whatever the network's inputs are."""
     settings, smoothing = run.robust, run.optimization.label_smoothing
+    _warn_of_no_attack(settings)
     if settings.objective == "standard":
         return Standard(label_smoothing=smoothing)
     near = settings.objective in ("trades", "mart")
@@ -419,6 +427,27 @@ def build_objective(run: Run, images: Images, measure: Measure) -> Objective:
             return Trades(attacker=attacker, beta=settings.beta, label_smoothing=smoothing)
         case "mart":
             return Mart(attacker=attacker, beta=settings.beta)
+
+
+def _warn_of_no_attack(settings: ObjectiveSettings) -> None:
+    """Says which settings of an attack change nothing."""
+    idle = {
+        "standard": ("norm", "eps", "step_size", "attack_steps", "beta"),
+        "at": ("beta",),
+        "mixed": ("beta",),
+    }.get(settings.objective, ())
+    usual = ObjectiveSettings()
+    given = [name for name in idle if getattr(settings, name) != getattr(usual, name)]
+    if settings.objective == "standard" and settings.snapshot == "adversarial":
+        given.append("snapshot")
+    if given:
+        names = " and ".join("--" + name.replace("_", "-") for name in given)
+        warnings.warn(
+            f"{names} {'has' if len(given) == 1 else 'have'} no effect with --objective "
+            f"{settings.objective}; choose at, trades or mart, or leave them out.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def build_corrector(

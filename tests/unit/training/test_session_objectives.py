@@ -164,3 +164,16 @@ def test_smoothed_labels_are_refused_where_they_have_no_place() -> None:
     with pytest.raises(ValueError, match=r"^--label-smoothing has no place in the mart"):
         toy.session(objective="mart", label_smoothing=0.1)
     toy.session(objective="trades", label_smoothing=0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"eps": 0.1, "attack_steps": 3}, r"^--eps and --attack-steps have no effect with"),
+        ({"snapshot": "adversarial"}, r"^--snapshot has no effect with --objective standard"),
+        ({"objective": "at", "beta": 3.0}, r"^--beta has no effect with --objective at"),
+    ],
+)
+def test_settings_without_effect_are_named(changes: dict[str, Any], said: str) -> None:
+    with pytest.warns(UserWarning, match=said):
+        toy.session(**changes)

@@ -49,7 +49,8 @@ def test_masks_and_engine_decide_alike_from_the_same_numbers() -> None:
 @pytest.mark.parametrize("engine", ["dense", "sparse"])
 @pytest.mark.parametrize("objective", ["standard", "at"])
 def test_a_training_keeps_signs_and_budget(engine: str, objective: str) -> None:
-    current = session(engine, corrector="agent", objective=objective, attack_steps=2)
+    steps = {"attack_steps": 2} if objective == "at" else {}
+    current = session(engine, corrector="agent", objective=objective, **steps)
     topology = current.topology
     assert isinstance(topology, ConnectivitySampling)
     signs = {name: sign.clone() for name, sign in topology.signs.items()}
