@@ -25,6 +25,7 @@ from equipoise.records import write_atomically
 from equipoise.settings import DataSettings, LoopSettings, Run, as_plain
 from equipoise.training import build
 from equipoise.training.manifest import versions
+from equipoise.training.objective import pixels_of
 from equipoise.training.stored import load_stored
 
 FORMAT = 1
@@ -80,7 +81,7 @@ def attack_network(
             raise ValueError(
                 f"{path} is there already; pass --overwrite to replace it, or choose another --out."
             )
-        pixels = build.pixels_of(victim.test)
+        pixels = pixels_of(victim.test)
         plan = plan_of(chosen)
         found = _attacked(chosen, victim, plan, pixels, on_progress)
         flags = _flags(victim, plan, pixels)

@@ -13,9 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from equipoise.attacks.pgd import PGD
-from equipoise.attacks.pixels import Pixels
-from equipoise.attacks.threat import ThreatModel
 from equipoise.correction import (
     Coefficient,
     Constant,
@@ -45,23 +42,9 @@ from equipoise.engine.choice import way_from
 from equipoise.engine.convert import Choice, choose_network, convert_as_before, to_engine
 from equipoise.measure import Measure
 from equipoise.models import create
-from equipoise.objectives import (
-    AdversarialTraining,
-    Attacker,
-    Mart,
-    Objective,
-    Standard,
-    Trades,
-)
+from equipoise.objectives import Objective
 from equipoise.points import preserved
-from equipoise.settings import (
-    CorrectionSettings,
-    DataSettings,
-    LoopSettings,
-    ObjectiveSettings,
-    Run,
-    engine_refusals,
-)
+from equipoise.settings import CorrectionSettings, DataSettings, LoopSettings, Run, engine_refusals
 from equipoise.topology import (
     ConnectivitySampling,
     MaskOwner,
@@ -183,11 +166,6 @@ def image_shape(images: Images, settings: DataSettings) -> tuple[int, int]:
     if isinstance(images, ImageSet):
         return images.channels, images.image_size
     return 3, settings.image_size or FOLDER_IMAGE_SIZE
-
-
-def pixels_of(images: Images) -> Pixels:
-    """How the inputs of a network are made from images with pixels in [0, 1]."""
-    return Pixels(tuple(images.mean), tuple(images.std))
 
 
 def train_loader(
@@ -402,52 +380,6 @@ def _as_it_began(
             "go on where it does, or start again with --overwrite."
         )
     return Choice(network, None)
-
-
-def build_objective(run: Run, images: Images, measure: Measure) -> Objective:
-    """The objective of a run; attacks move pixels, whatever the network's inputs are."""
-    settings, smoothing = run.robust, run.optimization.label_smoothing
-    _warn_of_no_attack(settings)
-    if settings.objective == "standard":
-        return Standard(label_smoothing=smoothing)
-    near = settings.objective in ("trades", "mart")
-    attack = PGD(
-        threat=ThreatModel(norm=settings.norm, eps=settings.eps),
-        step_size=settings.step_size,
-        steps=settings.attack_steps,
-        start="near" if near else "ball",
-    )
-    attacker = Attacker(attack=attack, pixels=pixels_of(images), measure=measure)
-    match settings.objective:
-        case "at":
-            return AdversarialTraining(attacker=attacker, label_smoothing=smoothing)
-        case "mixed":
-            return AdversarialTraining(attacker=attacker, share=0.5, label_smoothing=smoothing)
-        case "trades":
-            return Trades(attacker=attacker, beta=settings.beta, label_smoothing=smoothing)
-        case "mart":
-            return Mart(attacker=attacker, beta=settings.beta)
-
-
-def _warn_of_no_attack(settings: ObjectiveSettings) -> None:
-    """Says which settings of an attack change nothing."""
-    idle = {
-        "standard": ("norm", "eps", "step_size", "attack_steps", "beta"),
-        "at": ("beta",),
-        "mixed": ("beta",),
-    }.get(settings.objective, ())
-    usual = ObjectiveSettings()
-    given = [name for name in idle if getattr(settings, name) != getattr(usual, name)]
-    if settings.objective == "standard" and settings.snapshot == "adversarial":
-        given.append("snapshot")
-    if given:
-        names = " and ".join("--" + name.replace("_", "-") for name in given)
-        warnings.warn(
-            f"{names} {'has' if len(given) == 1 else 'have'} no effect with --objective "
-            f"{settings.objective}; choose at, trades or mart, or leave them out.",
-            UserWarning,
-            stacklevel=3,
-        )
 
 
 def build_corrector(

@@ -24,6 +24,7 @@ from equipoise.training.batchnorm import refreshed_statistics
 from equipoise.training.evaluate import Score, evaluate
 from equipoise.training.flops import Flops, count_flops
 from equipoise.training.meter import Meter
+from equipoise.training.objective import build_objective
 from equipoise.training.optimizers import build_optimizer, rate_factor
 
 _STATEFUL = ("model", "optimizer", "corrector", "topology", "scaler", "meter")
@@ -61,7 +62,7 @@ class Session:
         self.images = build.select_images(loaded, run.data)
         self.loader = build.train_loader(self.images.train, run, self.device)
         self.meter = Meter(self.device)
-        self.objective = build.build_objective(run, self.images.train, self.meter)
+        self.objective = build_objective(run, self.images.train, self.meter)
         self.model = build.build_model(run, self.images.train, self.device)
         self.topology = build.build_topology(self.model, run, self.total_steps, self.meter)
         self.flops = self._count_flops()

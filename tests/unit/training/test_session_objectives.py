@@ -13,6 +13,7 @@ from torch import Tensor
 from equipoise.data import Batch
 from equipoise.settings import with_setting
 from equipoise.training import build
+from equipoise.training.objective import pixels_of
 from equipoise.training.session import Session
 
 toy = import_module("tests.unit.training.toy")
@@ -153,7 +154,7 @@ def test_attacks_follow_the_scale_of_the_inputs() -> None:
     for inputs in ("normalised", "pixels"):
         session = toy.session(objective="at", inputs=inputs, eps=0.1, step_size=0.1, **FAST)
         batch = next(iter(session.batches()))[0]
-        pixels = build.pixels_of(session.images.train)
+        pixels = pixels_of(session.images.train)
         change = pixels.of(session._prepared(batch).x) - pixels.of(batch.x)
         assert float(change.abs().max()) == pytest.approx(0.1, abs=1e-5)
         if inputs == "pixels":
