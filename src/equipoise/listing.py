@@ -27,9 +27,17 @@ CORRECTORS = {
     "none": "plain gradients; 1 pass an epoch",
     "agent": "as published: coefficient from losses, times gamma; 10/3 passes an epoch",
     "no_gamma": "agent without the factor gamma; 10/3 passes an epoch",
+    "reduce_lr": "no_gamma at a tenth of the learning rate; 10/3 passes an epoch",
     "svrg": "coefficient 1; 3 passes an epoch",
     "fixed": "any other constant coefficient; 3 passes an epoch",
     "alpha_svrg": "coefficient falling linearly to 0; 3 passes an epoch, 1 in the last",
+    "mvr": "STORM: the step before is the snapshot, adaptive step size; 2 passes an epoch",
+    "mvr_fixed": "the same with a fixed share of the newest gradient; 2 passes an epoch",
+    "agent_mvr": "the same with agent's coefficient; 2 passes an epoch, 4/3 in the first",
+    "agent_mvr_oracle": "mvr_fixed on gradients that agent corrects; 13/3 passes an epoch",
+    "ref_itop": "agent as its code for ITOP has it, slips included; 10/3 passes an epoch",
+    "ref_rigl": "agent as its code for RigL has it, slips included; 10/3 passes an epoch",
+    "ref_bsr": "agent as its code for BSR-Net has it, slips included; 10/3 passes an epoch",
 }
 OBJECTIVES = {
     "standard": "cross-entropy",

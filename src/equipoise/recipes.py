@@ -32,8 +32,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
     ),
     "ref_bsr": (
         *_FAIR,
-        *("--corrector", "agent", "--snapshot", "clean_noaug", "--correction-mask", "all"),
-        *("--batchnorm", "refreshed"),
+        *("--corrector", "ref_bsr", "--correction-mask", "all", "--batchnorm", "refreshed"),
     ),
 }
 """Settings of BSR-Net as AGENT's experiments share them, as BSR-Net published them, and with what

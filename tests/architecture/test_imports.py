@@ -13,7 +13,8 @@ SOURCE = Path(equipoise.__file__).parent
 ALLOWED = {
     "measure": set(),
     "records": set(),
-    "settings": set(),
+    "published": set(),
+    "settings": {"published"},
     "points": set(),
     "recipes": set(),
     "arguments": {"settings"},
@@ -51,6 +52,7 @@ ALLOWED = {
         "models",
         "measure",
         "points",
+        "published",
         "records",
         "settings",
         "shipping",
@@ -78,6 +80,7 @@ ALLOWED = {
 WITHOUT_TORCH = (
     "recipes",
     "records",
+    "published",
     "settings",
     "arguments",
     "listing",

@@ -13,15 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from equipoise.correction import (
-    Coefficient,
-    Constant,
-    Corrector,
-    GradientCorrector,
-    LinearDecay,
-    LossCovariance,
-    NoCorrection,
-)
 from equipoise.data import (
     Augmentation,
     Batch,
@@ -42,9 +33,8 @@ from equipoise.engine.choice import way_from
 from equipoise.engine.convert import Choice, choose_network, convert_as_before, to_engine
 from equipoise.measure import Measure
 from equipoise.models import create
-from equipoise.objectives import Objective
 from equipoise.points import preserved
-from equipoise.settings import CorrectionSettings, DataSettings, LoopSettings, Run, engine_refusals
+from equipoise.settings import DataSettings, LoopSettings, Run, engine_refusals
 from equipoise.topology import (
     ConnectivitySampling,
     MaskOwner,
@@ -206,6 +196,11 @@ def batchnorm_batches(images: Images, run: Run, device: torch.device) -> Iterato
     return train_loader(images, run, device, augmented=False).epoch(0, stream="batchnorm")
 
 
+def plain_loader(images: Images, run: Run, device: torch.device) -> Loader:
+    """Shuffled batches of the training images as they are."""
+    return train_loader(images, replace(run, data=replace(run.data, augment="no")), device)
+
+
 def test_loader(images: Images, run: Run, device: torch.device) -> Loader:
     """Batches in the order of the file, as they are."""
     batch_size = max(256, run.loop.batch_size)
@@ -224,11 +219,13 @@ def test_loader(images: Images, run: Run, device: torch.device) -> Loader:
     )
 
 
-def build_model(run: Run, images: Images, device: torch.device) -> nn.Module:
-    """The network with its initial weights, a function of the seed alone."""
+def build_model(
+    run: Run, images: Images, device: torch.device, *, stream: str = "weights"
+) -> nn.Module:
+    """The network with its initial weights, a function of the seed and of `stream` alone."""
     channels, size = image_shape(images, run.data)
     with preserved(torch.device("cpu")):
-        torch.manual_seed(stream_seed(run.loop.seed, "weights"))
+        torch.manual_seed(stream_seed(run.loop.seed, stream))
         model = create(
             run.network.model,
             num_classes=len(images.classes),
@@ -311,25 +308,6 @@ def _warn_of_no_rewiring(run: Run) -> None:
         )
 
 
-def build_coefficient(settings: CorrectionSettings, num_refreshes: int) -> Coefficient | None:
-    """The coefficient behind the name of a corrector; None is no correction."""
-    clip = (0.0, 1.0) if settings.clip_coefficient else None
-    match settings.corrector:
-        case "none":
-            return None
-        case "agent":
-            return LossCovariance(settings.scaling, settings.smoothing, clip)
-        case "no_gamma":
-            return LossCovariance(1.0, settings.smoothing, clip)
-        case "svrg":
-            return Constant(1.0)
-        case "fixed":
-            return Constant(0.1 if settings.coefficient is None else settings.coefficient)
-        case "alpha_svrg":
-            start = 0.75 if settings.coefficient is None else settings.coefficient
-            return LinearDecay(start, num_refreshes)
-
-
 def choose_engine(
     model: nn.Module,
     topology: MaskOwner,
@@ -380,22 +358,6 @@ def _as_it_began(
             "go on where it does, or start again with --overwrite."
         )
     return Choice(network, None)
-
-
-def build_corrector(
-    model: nn.Module, objective: Objective, run: Run, device: torch.device, measure: Measure
-) -> Corrector[Batch]:
-    """The corrector of a run; its loss function carries the precision."""
-
-    def loss_fn(batch: Batch) -> torch.Tensor:
-        with autocast(run.loop, device):
-            return objective.loss(model, batch)
-
-    num_refreshes = -(-run.loop.epochs // run.correction.refresh_every)
-    coefficient = build_coefficient(run.correction, num_refreshes)
-    if coefficient is None:
-        return NoCorrection(model, loss_fn, measure=measure)
-    return GradientCorrector(model, loss_fn, coefficient, measure=measure)
 
 
 def autocast(settings: LoopSettings, device: torch.device) -> AbstractContextManager[object]:

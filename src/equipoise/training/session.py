@@ -6,26 +6,30 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from equipoise.correction import GradientCorrector, LossCovariance
+from equipoise.correction import GradientCorrector, LossCovariance, MomentumCorrector
 from equipoise.data import Batch, Dataset
 from equipoise.data.folder import FolderDataset
 from equipoise.engine.memory import POOL
 from equipoise.engine.network import ways_of
+from equipoise.published import in_effect
 from equipoise.records import EpochRecord
 from equipoise.settings import Run, validate
 from equipoise.topology import ConnectivitySampling
 from equipoise.training import build
 from equipoise.training.batchnorm import refreshed_statistics
+from equipoise.training.correcting import Surroundings, build_corrector, corrected_optimization
 from equipoise.training.evaluate import Score, evaluate
 from equipoise.training.flops import Flops, count_flops
 from equipoise.training.meter import Meter
 from equipoise.training.objective import build_objective
 from equipoise.training.optimizers import build_optimizer, rate_factor
+from equipoise.training.refreshing import RefreshSchedule, fresh_batches, replayed_batches
 
 _STATEFUL = ("model", "optimizer", "corrector", "topology", "scaler", "meter")
 
@@ -42,6 +46,7 @@ class Session:
         dataset: The images; default: read as the settings say.
         begun: The state that will be loaded, because a run goes on with the kind of network that
             it began with; None for a new run, which then decides.
+        folder: For what a run keeps on disk meanwhile; None keeps it in memory.
 
     Raises:
         ValueError: A setting is out of range or does not fit the data.
@@ -54,9 +59,11 @@ class Session:
         dataset: Dataset | FolderDataset | None = None,
         *,
         begun: Mapping[str, Any] | None = None,
+        folder: Path | None = None,
     ) -> None:
         validate(run)
         self.run = run
+        self.optimization = corrected_optimization(run)
         self.device = build.resolve_device(run.loop.device)
         loaded = build.load_images(run.data) if dataset is None else dataset
         self.images = build.select_images(loaded, run.data)
@@ -69,7 +76,7 @@ class Session:
         self.num_parameters = sum(p.numel() for p in self.model.parameters())
         masked = self.model
         # What is wrong with the optimizer's settings is said before layers are timed.
-        build_optimizer(self._trainable(), run.optimization)
+        build_optimizer(self._trainable(), self.optimization)
         self.model, self.engine_reason = build.choose_engine(
             masked,
             self.topology,
@@ -82,11 +89,27 @@ class Session:
         if run.loop.compile:
             # Only now: what the compiler meets while operations are counted it never compiles.
             self.model.compile()
-        self.corrector = build.build_corrector(
-            self.model, self.objective, run, self.device, self.meter
+        self.schedule = RefreshSchedule(
+            run.correction,
+            steps_per_epoch=self.steps_per_epoch,
+            epochs=run.loop.epochs,
+            seed=build.stream_seed(run.loop.seed, "refresh"),
+        )
+        self.corrector = build_corrector(
+            self.objective,
+            run,
+            Surroundings(
+                model=self.model,
+                topology=self.topology,
+                images=self.images.train,
+                device=self.device,
+                measure=self.meter,
+                num_refreshes=self.schedule.count,
+                folder=folder,
+            ),
         )
         self.optimizer = build_optimizer(
-            self._trainable(), run.optimization, masked=self.topology.parameters.values()
+            self._trainable(), self.optimization, masked=self.topology.parameters.values()
         )
         if self.topology.masks:
             self.topology.attach(self.optimizer)
@@ -110,8 +133,8 @@ class Session:
 
     @property
     def refresh_is_due(self) -> bool:
-        """Whether the coming epoch starts with a new snapshot."""
-        return self.batch == 0 and self.epoch % self.run.correction.refresh_every == 0
+        """Whether the coming step needs a new snapshot first."""
+        return self.schedule.due(self.step)
 
     @property
     def mean_loss(self) -> float:
@@ -131,20 +154,32 @@ class Session:
             yield group
 
     def refresh_batches(self) -> Iterator[Batch]:
-        """The batches of a refresh: those of the coming epoch, or another draw.
+        """The batches of a refresh: those of the epoch, or another draw of them.
 
         Attacked only where the run asks for it: the published full gradient is that of clean
         images, whatever the objective.
         """
-        fresh = self.run.correction.refresh_draw == "fresh"
-        # Draws of the training passes are the epoch numbers, so these are never among them.
-        draw = self.run.loop.epochs + self.epoch if fresh and not self.run.data.locked else None
-        stream = "refresh" if fresh else "train"
-        kind, loader = self.run.robust.snapshot, self.loader
-        if kind == "clean_noaug":
-            loader = build.train_loader(self.images.train, self.run, self.device, augmented=False)
-        for batch in self._timed(loader.epoch(self.epoch, stream=stream, draw=draw)):
-            yield self._prepared(batch) if kind == "adversarial" else batch
+        attacked = self.run.robust.snapshot == "adversarial"
+        for batch in self._timed(self._drawn_for_refresh()):
+            yield self._prepared(batch) if attacked else batch
+
+    def _drawn_for_refresh(self) -> Iterator[Batch]:
+        """The batches of a refresh as they are drawn."""
+        settings, loop = in_effect(self.run.correction), self.run.loop
+        samples, loader = settings.refresh_samples, self.loader
+        if self.run.robust.snapshot == "clean_noaug":
+            loader = build.plain_loader(self.images.train, self.run, self.device)
+        if settings.refresh_draw == "replay":
+            seed = build.stream_seed(loop.seed, "data")
+            return replayed_batches(loader, self.epoch, samples=samples, seed=seed, step=self.step)
+        if settings.refresh_draw == "clean":
+            plain = build.plain_loader(self.images.train, self.run, self.device)
+            return fresh_batches(plain, self.step, samples=samples, draw=None, whole=True)
+        # Draws of the training passes are the epoch numbers, so these are never among them. Within
+        # an epoch they are numbered by the step, beyond those of the epochs.
+        number = self.epoch if self.batch == 0 else loop.epochs + self.step
+        draw = None if self.run.data.locked else loop.epochs + number
+        return fresh_batches(loader, number, samples=samples, draw=draw)
 
     def refresh(self, batches: Iterable[Batch]) -> None:
         """Takes the snapshot; what that costs is up to the corrector."""
@@ -268,7 +303,7 @@ class Session:
 
     def _set_learning_rate(self) -> None:
         """Sets the rate of the coming step; a function of the step, so nothing to resume."""
-        settings = self.run.optimization
+        settings = self.optimization
         rate = settings.learning_rate * rate_factor(self.step, self.total_steps, settings)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -363,5 +398,7 @@ class Session:
 
 def makes_refresh_passes(session: Session) -> bool:
     """Whether a refresh of this session goes over the data, for those who show progress."""
-    corrector = session.corrector
+    corrector: object = session.corrector
+    if isinstance(corrector, MomentumCorrector):
+        corrector = corrector.snapshots
     return isinstance(corrector, GradientCorrector) and not corrector.coefficient.idle

@@ -104,7 +104,9 @@ def test_an_adversarial_snapshot_has_the_mean_of_the_old_gradients() -> None:
     bias = {}
     for snapshot in ("clean", "adversarial"):
         session = toy.session(
-            objective="at", corrector="svrg", snapshot=snapshot, eps=0.2, step_size=0.1, **FAST
+            **{"objective": "at", "corrector": "svrg", "snapshot": snapshot, "keep": "all"},
+            **{"eps": 0.2, "step_size": 0.1},
+            **FAST,
         )
         toy.begin_epoch(session)
         full = toy.flat(session.corrector.full_gradient.values())
