@@ -1,4 +1,4 @@
-"""The command line: train, compare, evaluate, export, report, plan, bench, list.
+"""The command line: train, compare, evaluate, attack, export, report, plan, bench, list.
 
 Torch is imported inside the commands only, so that help and mistakes are answered at once.
 """
@@ -17,6 +17,8 @@ import tyro
 from rich.console import Console
 
 from equipoise.arguments import Arm, check_words, nearest, parse_arm
+from equipoise.attacks.settings import Attacking, check_attacking
+from equipoise.recipes import RecipeName, expanded
 from equipoise.settings import Run, setting_types, validate, with_setting
 from equipoise.speed.settings import Benchmark, check_benchmark
 
@@ -31,6 +33,8 @@ _STOPPED = 130
 class Output:
     """Where results go."""
 
+    recipe: RecipeName | None = None
+    """Published settings to start from; what is given beside it wins."""
     out: Path | None = None
     """Folder of the run; default: runs/ and a name made from the settings."""
     overwrite: bool = False
@@ -50,6 +54,8 @@ class Comparison:
     arms: tuple[str, ...] = ("rigl", "rigl+agent")
     """Each [name:]topology[+corrector][,setting=value ...], for example big:rigl,batch_size=256;
     the first is the baseline."""
+    recipe: RecipeName | None = None
+    """Published settings to start from; what is given beside it wins."""
     num_seeds: int = 3
     """Paired seeds, from --seed on; pairs share initial weights, masks and data order."""
     workers: int | None = None
@@ -74,6 +80,8 @@ class Evaluation:
     """Folder with the files; default: $EQUIPOISE_DATA, then the usual places."""
     device: str = "auto"
     """cpu, cuda, cuda:1, or auto."""
+    refresh_batchnorm: bool = False
+    """Take BatchNorm statistics anew over the training images first; no weight is changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +112,8 @@ class Reporting:
 class Planning:
     """On what it is planned."""
 
+    recipe: RecipeName | None = None
+    """Published settings to start from; what is given beside it wins."""
     threads: int | None = None
     """Processor threads; default: torch's choice."""
 
@@ -193,7 +203,12 @@ def evaluate(evaluation: tyro.conf.OmitArgPrefixes[Evaluation]) -> int:
     from equipoise.training.stored import evaluate_stored
 
     console = Console()
-    result = evaluate_stored(evaluation.run, data_dir=evaluation.data_dir, device=evaluation.device)
+    result = evaluate_stored(
+        evaluation.run,
+        data_dir=evaluation.data_dir,
+        device=evaluation.device,
+        refresh_batchnorm=evaluation.refresh_batchnorm,
+    )
     console.print(
         f"{evaluation.run}: test accuracy {100 * result.score.accuracy:.2f} %, "
         f"test loss {result.score.loss:.4f} on {result.samples} images; "
@@ -202,6 +217,29 @@ def evaluate(evaluation: tyro.conf.OmitArgPrefixes[Evaluation]) -> int:
         highlight=False,
         soft_wrap=True,
     )
+    return 0
+
+
+def attack(attacking: tyro.conf.OmitArgPrefixes[Attacking]) -> int:
+    """Attack a stored network, or any torch module, and write a card: equipoise attack FOLDER."""
+    check_attacking(attacking)
+    from rich.progress import Progress
+
+    from equipoise.training.attacking import as_text, attack_network
+
+    console = Console()
+    _set_threads(attacking.threads)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("attacking", total=None)
+
+        def show(done: int, robust: float) -> None:
+            words = f"{done} images, {100 * robust:.1f} % robust"
+            progress.update(task, description=words, completed=done)
+
+        command = f"equipoise {' '.join(sys.argv[1:])}"
+        path, card = attack_network(attacking, command=command, on_progress=show)
+    console.print(as_text(card), end="", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"Wrote {path}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -269,6 +307,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "compare": compare,
     "evaluate": evaluate,
+    "attack": attack,
     "export": export,
     "report": report,
     "plan": plan_training,
@@ -281,7 +320,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command and exits with its status; a user's mistake gets one sentence."""
     words = list(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = _show_warning
-    words = _named(words) or ["--help"]
+    words = expanded(_named(words)) or ["--help"]
     try:
         _check(words)
         sys.exit(
@@ -323,11 +362,8 @@ def _check(words: Sequence[str]) -> None:
 
 def _named(words: list[str]) -> list[str]:
     """`equipoise report FOLDER` means `equipoise report --runs FOLDER`."""
-    folder = (
-        {"evaluate": "--run", "export": "--run", "report": "--runs"}.get(words[0])
-        if words
-        else None
-    )
+    takes = {"report": "--runs"} | dict.fromkeys(("evaluate", "attack", "export"), "--run")
+    folder = takes.get(words[0]) if words else None
     if folder is None or len(words) < 2 or words[1].startswith("-"):
         return words
     return [words[0], folder, *words[1:]]

@@ -12,7 +12,7 @@ from equipoise.data import describe as describe_dataset
 from equipoise.data.places import cache_folder, candidate_folders, data_roots
 from equipoise.models import describe as describe_model
 from equipoise.models import model_names
-from equipoise.settings import CorrectorName, TopologyName
+from equipoise.settings import CorrectorName, ObjectiveName, TopologyName
 
 TOPOLOGIES = {
     "dense": "every weight, for comparison",
@@ -21,6 +21,7 @@ TOPOLOGIES = {
     "rigl": "drops the smallest weights, grows where the gradient is largest",
     "set_itop": "set, rewired rarely and to the end, as In-Time Over-Parameterization does",
     "rigl_itop": "rigl, rewired rarely and to the end, as In-Time Over-Parameterization does",
+    "bsr": "follows the signs of the weights, refilled at random after every step (BSR-Net)",
 }
 CORRECTORS = {
     "none": "plain gradients; 1 pass an epoch",
@@ -38,6 +39,14 @@ CORRECTORS = {
     "ref_rigl": "agent as its code for RigL has it, slips included; 10/3 passes an epoch",
     "ref_bsr": "agent as its code for BSR-Net has it, slips included; 10/3 passes an epoch",
 }
+OBJECTIVES = {
+    "standard": "cross-entropy",
+    "at": "adversarial training: cross-entropy at attacked images",
+    "mixed": "the same for the first half of every batch only",
+    "trades": "cross-entropy, and the divergence between images and attacked images",
+    "mart": "boosted cross-entropy at attacked images, divergence weighted by doubt",
+}
+assert set(OBJECTIVES) == set(get_args(ObjectiveName))
 assert set(TOPOLOGIES) == set(get_args(TopologyName))
 assert set(CORRECTORS) == set(get_args(CorrectorName))
 
@@ -52,6 +61,7 @@ def print_lists(console: Console) -> None:
         ("--model", {name: describe_model(name) for name in model_names()}),
         ("--topology", TOPOLOGIES),
         ("--corrector", CORRECTORS),
+        ("--objective", OBJECTIVES),
     ):
         table = _table(flag, "what it is")
         for name, what in rows.items():

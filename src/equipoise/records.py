@@ -56,6 +56,7 @@ class EpochRecord:
         evaluation_seconds: Wall time of evaluation so far (not in `training_seconds`).
         peak_memory_bytes: Largest resident memory of the process during the run.
         peak_device_memory_bytes: Largest memory on the accelerator; None on CPU.
+        attack_seconds: Of the training time, that of attacks on the training images.
     """
 
     epoch: int
@@ -88,6 +89,7 @@ class EpochRecord:
     evaluation_seconds: float
     peak_memory_bytes: int
     peak_device_memory_bytes: int | None
+    attack_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -140,11 +142,12 @@ def read_records(path: Path) -> list[EpochRecord]:
     if not path.exists():
         return []
     names = {field.name for field in fields(EpochRecord)}
+    later = {"attack_seconds"}  # not in records of earlier versions
     records = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             row = json.loads(line)
-            records.append(EpochRecord(**{name: row[name] for name in names}))
+            records.append(EpochRecord(**{n: row[n] for n in names if n in row or n not in later}))
         except (ValueError, KeyError, TypeError) as error:  # not JSON, or not even text
             raise ValueError(
                 f"{path}, line {number}, is not a record of format {FORMAT} ({error}); "

@@ -27,7 +27,7 @@ ModelName = Literal[
     "wrn_22_2",
     "wrn_28_4",
 ]
-TopologyName = Literal["dense", "static", "set", "rigl", "set_itop", "rigl_itop"]
+TopologyName = Literal["dense", "static", "set", "rigl", "set_itop", "rigl_itop", "bsr"]
 CorrectorName = Literal[
     "none",
     "agent",
@@ -44,6 +44,8 @@ CorrectorName = Literal[
     "ref_rigl",
     "ref_bsr",
 ]
+ObjectiveName = Literal["standard", "at", "mixed", "trades", "mart"]
+_TUPLES = frozenset({"milestones", "drop_factors"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,8 @@ class DataSettings:
     """Random crops and flips; auto: for colour images of 32 pixels and more."""
     locked: bool = False
     """Draw every sample with the same augmentation in every epoch."""
+    inputs: Literal["normalised", "pixels"] = "normalised"
+    """With the data set's mean subtracted and divided by its deviation, or pixels in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +111,10 @@ class TopologySettings:
     """How the prune fraction falls."""
     growth_signal: Literal["raw", "corrected"] = "raw"
     """Gradient by which RigL grows: of the mini-batch, or after correction."""
+    noise: Literal["agent", "original", "none"] = "agent"
+    """Schedule of the noise on active weights in bsr: AGENT's code, BSR-Net's, or no noise."""
+    correction_mask: Literal["active", "all"] = "active"
+    """What a correction moves in bsr: active weights, or inactive ones too, as published."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +172,27 @@ class CorrectionSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ObjectiveSettings:
+    """What is minimised."""
+
+    objective: ObjectiveName = "standard"
+    """Cross-entropy, or one of those that train against attacks on the images."""
+    norm: Literal["linf", "l2"] = "linf"
+    """Of the attack: bounds every pixel, or the length of the whole change."""
+    eps: float = 8 / 255
+    """Radius of the attack in pixels of [0, 1], in [0, 1] for linf; default: 8 grey values."""
+    step_size: float = 2 / 255
+    """Of the attack, in the same units, above 0."""
+    attack_steps: int = 10
+    """Of the attack, at least 1; each costs a forward and half a backward pass."""
+    beta: float = 6.0
+    """Weight of the divergence in trades and mart, at least 0."""
+    snapshot: Literal["clean", "clean_noaug", "adversarial"] = "clean"
+    """Images behind the full gradient of a corrector: as published, or the same without
+    augmentation, or attacked, which removes the bias and costs an attack an epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
     """How gradients become steps."""
 
@@ -185,6 +214,8 @@ class OptimizerSettings:
     """Fractions of training after which piecewise multiplies the rate by `--drop-factor`."""
     drop_factor: float = 0.1
     """Factor at each milestone, in (0, 1]."""
+    drop_factors: tuple[float, ...] = ()
+    """Rates after the milestones as shares of the first; default: powers of `--drop-factor`."""
     warmup: float = 0.0
     """Fraction of training over which the rate rises linearly from 0, in [0, 1)."""
     clip_norm: float | None = None
@@ -214,6 +245,9 @@ class LoopSettings:
     engine: Literal["auto", "sparse", "dense"] = "auto"
     """Kernels for the active weights only: auto where they are faster, sparse in any case, or
     dense for masks on ordinary tensors; `equipoise plan` says what to expect."""
+    batchnorm: Literal["running", "refreshed"] = "running"
+    """Statistics at evaluation: those of training, or taken anew over the training images, as
+    they are and with the weights fixed, which changes evaluation only."""
     compile: bool = False
     """Compile the model with torch.compile; the first steps then take minutes."""
     deterministic: bool = True
@@ -228,6 +262,7 @@ class Run:
     network: ModelSettings = field(default_factory=ModelSettings)
     sparse: TopologySettings = field(default_factory=TopologySettings)
     correction: CorrectionSettings = field(default_factory=CorrectionSettings)
+    robust: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     optimization: OptimizerSettings = field(default_factory=OptimizerSettings)
     loop: LoopSettings = field(default_factory=LoopSettings)
 
@@ -254,6 +289,7 @@ class Run:
         parts = (
             self.data.dataset,
             self.network.model,
+            *([] if self.robust.objective == "standard" else [self.robust.objective]),
             self.label,
             f"s{self.sparse.sparsity:g}",
             f"seed{self.loop.seed}",
@@ -266,7 +302,8 @@ def as_plain(run: Run) -> dict[str, Any]:
     """The run as nested dictionaries of JSON values; folders of this machine are left out."""
     plain = asdict(run)
     del plain["data"]["data_dir"], plain["data"]["download"]
-    plain["optimization"]["milestones"] = list(run.optimization.milestones)
+    for name in _TUPLES:
+        plain["optimization"][name] = list(plain["optimization"][name])
     kinds = setting_types()
     for settings in plain.values():
         # A rate of 1 is one of 1.0; only where both types are taken do they mean two things.
@@ -285,9 +322,10 @@ def from_plain(plain: dict[str, Any]) -> Run:
     """
     groups: dict[str, Any] = {}
     for group, kind in get_type_hints(Run).items():
-        values = dict(plain[group])
-        if "milestones" in values:
-            values["milestones"] = tuple(values["milestones"])
+        # A group that came later than what was written down has its defaults.
+        values = dict(plain.get(group, {}) if group == "robust" else plain[group])
+        for name in _TUPLES & values.keys():
+            values[name] = tuple(values[name])
         groups[group] = kind(**values)
     return Run(**groups)
 
@@ -337,15 +375,41 @@ def validate(run: Run) -> None:
             "choose --topology rigl, or leave it out."
         )
     check_correction(in_effect(run.correction))
+    if run.sparse.topology == "bsr":
+        _validate_sampling(run)
+    if run.robust.objective == "mart" and run.optimization.label_smoothing != 0.0:
+        raise ValueError(
+            "--label-smoothing has no place in the mart objective; "
+            "choose --objective trades or at, or leave it out."
+        )
     if run.loop.engine == "sparse":
         for reason in engine_refusals(run):
             raise ValueError(f"--engine sparse cannot be had with {reason}; leave one of them out.")
-    milestones = run.optimization.milestones
+    milestones, factors = run.optimization.milestones, run.optimization.drop_factors
+    if factors and (len(factors) != len(milestones) or not all(0.0 < f <= 1.0 for f in factors)):
+        raise ValueError(
+            f"--drop-factors takes one share in (0, 1] for each milestone; got {factors} for "
+            f"{milestones}; for example 0.1 0.01 for 0.5 0.75."
+        )
     if list(milestones) != sorted(milestones) or not all(0.0 < m < 1.0 for m in milestones):
         raise ValueError(
             f"--milestones takes rising fractions of training in (0, 1); got {milestones}; "
             "for example 0.5 0.75."
         )
+
+
+def _validate_sampling(run: Run) -> None:
+    """What connectivity sampling does not go with."""
+    if run.sparse.sparsity == 0.0:
+        raise ValueError("--topology bsr needs a --sparsity above 0; got 0; or use dense.")
+    if run.sparse.correction_mask == "all":
+        changed = run.optimization.clip_norm is not None
+        if changed or run.loop.precision == "fp16":
+            raise ValueError(
+                "--correction-mask all tells a correction from the gradient as it arrived, which "
+                f"{'--clip-norm' if changed else '--precision fp16'} rescales; leave one of "
+                "them out."
+            )
 
 
 def engine_refusals(run: Run) -> list[str]:
@@ -358,6 +422,8 @@ def engine_refusals(run: Run) -> list[str]:
     refusals = []
     if run.sparse.topology == "dense" or run.sparse.sparsity == 0.0:
         refusals.append("a network without masks")
+    if run.sparse.topology == "bsr" and run.sparse.correction_mask == "all":
+        refusals.append("--correction-mask all")
     if run.loop.compile:
         refusals.append("--compile")
     if run.loop.precision != "fp32":
@@ -374,6 +440,7 @@ def _ranges(run: Run) -> list[tuple[str, float | None, float, float, str]]:
     inf = float("inf")
     data, network, sparse = run.data, run.network, run.sparse
     correction, optimization, loop = run.correction, run.optimization, run.loop
+    robust = run.robust
     return [
         ("image_size", data.image_size, 1, inf, "[)"),
         ("train_samples", data.train_samples, 1, inf, "[)"),
@@ -396,6 +463,10 @@ def _ranges(run: Run) -> list[tuple[str, float | None, float, float, str]]:
         ("mvr_share", correction.mvr_share, 0, 1, "(]"),
         ("mvr_strength", correction.mvr_strength, 0, inf, "()"),
         ("mvr_offset", correction.mvr_offset, 0, inf, "()"),
+        ("eps", robust.eps, 0, *((1, "[]") if robust.norm == "linf" else (inf, "[)"))),
+        ("step_size", robust.step_size, 0, inf, "()"),
+        ("attack_steps", robust.attack_steps, 1, inf, "[)"),
+        ("beta", robust.beta, 0, inf, "[)"),
         ("learning_rate", optimization.learning_rate, 0, inf, "()"),
         ("momentum", optimization.momentum, 0, 1, "[)"),
         ("weight_decay", optimization.weight_decay, 0, inf, "[)"),

@@ -16,13 +16,15 @@ ALLOWED = {
     "published": set(),
     "settings": {"published"},
     "points": set(),
+    "recipes": set(),
     "arguments": {"settings"},
     "data": {"data"},
     "models": {"models"},
     "correction": {"correction", "points", "measure"},
     "topology": {"topology", "measure"},
     "engine": {"engine", "topology", "measure", "points"},
-    "objectives": {"objectives", "data"},
+    "attacks": {"attacks", "points"},
+    "objectives": {"objectives", "attacks", "data", "measure"},
     "reports": {"reports", "records"},
     "shipping": {"shipping", "records"},
     "speed": {
@@ -41,6 +43,7 @@ ALLOWED = {
     "training": {
         "training",
         "arguments",
+        "attacks",
         "correction",
         "topology",
         "objectives",
@@ -59,7 +62,9 @@ ALLOWED = {
     "showing": {"records", "reports"},
     "cli": {
         "arguments",
+        "attacks",
         "listing",
+        "recipes",
         "reports",
         "settings",
         "showing",
@@ -73,6 +78,7 @@ ALLOWED = {
 
 # What must answer without loading torch: help, lists, mistakes, reports.
 WITHOUT_TORCH = (
+    "recipes",
     "records",
     "published",
     "settings",

@@ -13,7 +13,7 @@ import equipoise
 
 SOURCE = Path(equipoise.__file__).parent
 NAMES = [name for name in equipoise.__all__ if not name.startswith("__")]
-ROOMS = ("correction", "data", "models", "objectives", "reports", "topology", "training")
+ROOMS = ("attacks", "correction", "data", "models", "objectives", "reports", "topology", "training")
 
 
 def test_the_surface_is_small() -> None:

@@ -15,10 +15,13 @@ from hypothesis import strategies as st
 
 from equipoise import __version__, cli
 from equipoise.data import dataset_names
-from equipoise.listing import CORRECTORS, TOPOLOGIES
+from equipoise.listing import CORRECTORS, OBJECTIVES, TOPOLOGIES
 from equipoise.models import model_names
 
-COMMANDS = ("train", "compare", "evaluate", "export", "report", "plan", "bench", "list")
+COMMANDS = (
+    *("train", "compare", "evaluate", "attack", "export"),
+    *("report", "plan", "bench", "list"),
+)
 
 WITHOUT_TORCH = """
 import sys
@@ -45,6 +48,9 @@ def test_help_lists_and_mistakes_do_not_load_torch() -> None:
         ["compare", "--arms", "rigll", "set"],
         ["compare", "--arms", "rigl"],
         ["evaluate"],
+        ["attack"],
+        ["attack", "x", "--module", "y"],
+        ["attack", "x", "--eps", "8"],
         ["report", "--runs", "nothing"],
     ]
     done = subprocess.run(
@@ -91,9 +97,9 @@ def test_lists_name_everything(call: Callable[..., Any]) -> None:
     result = call("list")
     assert (result.code, result.err) == (0, "")
     words = set(result.out.split())
-    everything = (*dataset_names(), *model_names(), *TOPOLOGIES, *CORRECTORS)
+    everything = (*dataset_names(), *model_names(), *TOPOLOGIES, *CORRECTORS, *OBJECTIVES)
     assert [name for name in everything if name not in words] == []
-    for flag in ("--dataset", "--model", "--topology", "--corrector"):
+    for flag in ("--dataset", "--model", "--topology", "--corrector", "--objective"):
         assert flag in words
     assert re.search(r"digits .*yes", result.out)
     assert re.search(r"svhn .*no; --download fetches it", result.out)

@@ -81,10 +81,10 @@ WRONG: list[tuple[list[str], str]] = [
     (["--train-samples", "NONE"], "takes a whole number; got 'NONE'; did you mean None?"),
     (
         ["--topology", "rigll"],
-        "--topology is one of dense, static, set, rigl, set_itop, rigl_itop; "
+        "--topology is one of dense, static, set, rigl, set_itop, rigl_itop, bsr; "
         "got 'rigll'; did you mean rigl?",
     ),
-    (["--topology", "qqq"], "set_itop, rigl_itop; got 'qqq'"),
+    (["--topology", "qqq"], "set_itop, rigl_itop, bsr; got 'qqq'"),
     (["--corrector", "Agent"], "got 'Agent'; did you mean agent?"),
     (["--nesterov", "true"], "--nesterov is a switch and takes no value; got 'true'"),
     (["--nesterov=true"], "--nesterov is a switch and takes no value; got 'true'"),
@@ -228,7 +228,7 @@ def test_arms(text: str, label: str, settings: dict[str, Any]) -> None:
 WRONG_ARMS = {
     "": "the topology is one of",
     "rigll": "in the arm 'rigll' the topology is one of dense, static, set, rigl, set_itop, "
-    "rigl_itop; got 'rigll'; did you mean rigl?",
+    "rigl_itop, bsr; got 'rigll'; did you mean rigl?",
     "rigl+": "the corrector is one of",
     "rigl+agnt": "got 'agnt'; did you mean agent?",
     "rigl+agent+svrg": "the corrector is one of",

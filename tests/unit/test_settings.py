@@ -253,6 +253,10 @@ RANGES: dict[str, tuple[list[Any], list[Any]]] = {
     "smoothing": TO_1,
     "coefficient": ([0.0, -5.0, 1e9], [INF, -INF, NAN]),
     "refresh_every": COUNT,
+    "eps": ([0.0, 8 / 255, 1.0], [-0.1, 8.0, NAN]),
+    "step_size": POSITIVE,
+    "attack_steps": COUNT,
+    "beta": AT_LEAST_0,
     "refresh_steps": COUNT,
     "refresh_chance": TO_1,
     "refresh_samples": COUNT,
@@ -271,6 +275,7 @@ RANGES: dict[str, tuple[list[Any], list[Any]]] = {
     "batch_size": COUNT,
     "accumulate": COUNT,
     "seed": ([0, 2**31 - 1], [-1, 2**31]),
+    "drop_factors": ([(), (0.1, 1.0)], [(0.1,), (0.1, 0.0), (0.1, 2.0), (0.1, NAN)]),
     "milestones": ([(), (0.1,), (0.1, 0.9), (0.5, 0.5)], [(0.9, 0.1), (0.0,), (1.0,), (NAN,)]),
 }
 GOOD = [(name, value) for name, (good, _) in RANGES.items() for value in good]

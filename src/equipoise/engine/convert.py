@@ -35,7 +35,7 @@ from equipoise.engine.program import Program, dense_way
 from equipoise.engine.timing import speed_up, too_small
 from equipoise.engine.tracing import UntraceableError, is_watched, layers_used, trace
 from equipoise.points import preserved
-from equipoise.topology import Topology
+from equipoise.topology import MaskOwner
 from equipoise.topology.compact_weight import CompactWeight
 from equipoise.topology.masked_weight import MaskedWeight
 from equipoise.topology.store import Store
@@ -93,7 +93,7 @@ class Choice(NamedTuple):
 
 def to_engine(
     model: nn.Module,
-    topology: Topology,
+    topology: MaskOwner,
     example_batch: Inputs,
     *,
     engine: Literal["auto", "sparse"] = "auto",
@@ -164,7 +164,7 @@ def to_engine(
 
 
 def convert_as_before(
-    model: nn.Module, topology: Topology, inputs: tuple[Any, ...], ways: Mapping[str, Way]
+    model: nn.Module, topology: MaskOwner, inputs: tuple[Any, ...], ways: Mapping[str, Way]
 ) -> Choice:
     """Converts the layers that were converted before, and runs them in the same ways.
 
@@ -191,7 +191,7 @@ def convert_as_before(
 
 def choose_network(
     model: nn.Module,
-    topology: Topology,
+    topology: MaskOwner,
     inputs: tuple[Any, ...],
     *,
     on_layer: Callable[[LayerChoice], object] | None = None,
@@ -269,7 +269,7 @@ def refusal(model: nn.Module, inputs: tuple[Any, ...]) -> str | None:
 
 def prepare(
     model: nn.Module,
-    topology: Topology,
+    topology: MaskOwner,
     inputs: tuple[Any, ...],
     memory: Memory,
     *,
@@ -318,7 +318,7 @@ def prepare(
 
 def _build(
     model: nn.Module,
-    topology: Topology,
+    topology: MaskOwner,
     choices: list[LayerChoice],
     chosen: Mapping[str, LayerChoice],
 ) -> Conversion:
@@ -361,7 +361,7 @@ def _programs(model: nn.Module, layers: Container[str]) -> dict[bool, Program]:
     return programs
 
 
-def follow_(topology: Topology, network: nn.Module) -> None:
+def follow_(topology: MaskOwner, network: nn.Module) -> None:
     """Makes the topology follow a converted network."""
     modules = dict(network.named_modules())
     stores: dict[str, Store] = {}
@@ -377,7 +377,7 @@ def follow_(topology: Topology, network: nn.Module) -> None:
 
 def _choose(
     model: nn.Module,
-    topology: Topology,
+    topology: MaskOwner,
     sizes: dict[str, tuple[int, int]],
     batch: int,
     memory: Memory,
@@ -412,7 +412,7 @@ def _choose(
 
 
 def _choose_as_before(
-    model: nn.Module, topology: Topology, ways: Mapping[str, Way]
+    model: nn.Module, topology: MaskOwner, ways: Mapping[str, Way]
 ) -> Iterator[LayerChoice]:
     """The same layers in the same ways."""
     for path, module in model.named_modules():

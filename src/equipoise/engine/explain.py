@@ -21,7 +21,7 @@ from equipoise.engine.layers import SparseLayer
 from equipoise.engine.library import kernels, unavailable_because
 from equipoise.engine.maps import LANES, num_threads
 from equipoise.engine.timing import speed_up
-from equipoise.topology import Topology
+from equipoise.topology import MaskOwner
 
 _GROUPS = {2: "rows in twos", 4: "rows in fours"}
 
@@ -87,7 +87,7 @@ class Explanation:
 
 def explain(
     model: nn.Module,
-    topology: Topology,
+    topology: MaskOwner,
     inputs: tuple[Any, ...],
     *,
     engine: Literal["auto", "sparse"] = "auto",

@@ -146,6 +146,8 @@ def _cost(panel: Any, arms: Sequence[_Arm]) -> None:
     places = list(range(len(costs)))
     for field, name, color in PARTS:
         widths = [parts[field] for _, parts in costs]
+        if field == "attack_seconds" and not any(widths):
+            continue  # most runs know no attacks
         panel.barh(places, widths, left=starts, color=color, label=name, height=0.6)
         starts = [start + width for start, width in zip(starts, widths, strict=True)]
     panel.set_yticks(places, [label for label, _ in costs])

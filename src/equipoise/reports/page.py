@@ -218,6 +218,7 @@ def _costs(arms: Mapping[str, Sequence[RunRecords]]) -> list[dict[str, Any]]:
                         "share": round(100 * parts[field] / total, 2) if total else 0.0,
                     }
                     for field, name, color in PARTS
+                    if parts[field] or field != "attack_seconds"  # most runs know no attacks
                 ],
             }
         )

@@ -18,6 +18,7 @@ PARTS = (
     ("new_gradient_seconds", "New gradients", "#0072b2"),
     ("old_gradient_seconds", "Old gradients (snapshot)", "#d55e00"),
     ("refresh_seconds", "Snapshots and full gradients", "#e69f00"),
+    ("attack_seconds", "Attacks on training images", "#7a3b00"),
     ("optimizer_seconds", "Optimizer", "#009e73"),
     ("topology_seconds", "Topology", "#cc79a7"),
     ("data_seconds", "Data", "#56b4e9"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from equipoise.topology.attachment import Attachment as Attachment
+from equipoise.topology.connectivity import ConnectivitySampling as ConnectivitySampling
 from equipoise.topology.distributions import Distribution as Distribution
 from equipoise.topology.distributions import active_counts as active_counts
 from equipoise.topology.distributions import distribution_names as distribution_names
@@ -12,6 +13,7 @@ from equipoise.topology.distributions import uniform as uniform
 from equipoise.topology.masks import density as density
 from equipoise.topology.masks import drop_and_grow as drop_and_grow
 from equipoise.topology.masks import top_k_mask as top_k_mask
+from equipoise.topology.owner import MaskOwner as MaskOwner
 from equipoise.topology.rewiring import Rewiring as Rewiring
 from equipoise.topology.rewiring import rigl as rigl
 from equipoise.topology.rewiring import rigl_itop as rigl_itop

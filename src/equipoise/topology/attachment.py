@@ -148,7 +148,7 @@ class Attachment:
             for parameter, gradient in self._aside:
                 parameter.grad = gradient
             self._aside.clear()
-            if _was_skipped(optimizer):
+            if was_skipped(optimizer):
                 return
             position = next(i for i, known in enumerate(self.optimizers) if known is optimizer)
             for weight in self._owned[position]:
@@ -186,8 +186,17 @@ class Attachment:
             )
 
 
+class Trained(Protocol):
+    """Something with a parameter that an optimizer trains."""
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The parameter."""
+        ...  # pragma: no cover
+
+
 def check_optimizers(
-    model: nn.Module, weights: Mapping[str, Store], optimizers: Sequence[Optimizer]
+    model: nn.Module, weights: Mapping[str, Trained], optimizers: Sequence[Optimizer]
 ) -> None:
     """Refuses optimizers that do not train the masked weights of this model.
 
@@ -233,7 +242,7 @@ def _closure(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> object:
     return kwargs.get("closure", args[1] if len(args) > 1 else None)
 
 
-def _was_skipped(optimizer: Optimizer) -> bool:
+def was_skipped(optimizer: Optimizer) -> bool:
     """Whether a fused step left everything as it was because a scaled gradient overflowed.
 
     Fused optimizers are called all the same; the gradient scaler tells them by this attribute.

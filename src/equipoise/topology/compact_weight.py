@@ -74,6 +74,22 @@ class CompactWeight:
         self.num_active = index.numel()
         self.ever_active = self.ever_active.to(index.device) | self._derived[1]
 
+    @property
+    def index(self) -> Tensor:
+        """Ascending flat positions of the active entries."""
+        return self._layer.index
+
+    def move_(self, index: Tensor, fresh: Tensor, optimizers: Iterable[Optimizer]) -> None:
+        """Takes other positions, of any number; the record of what was ever active stays.
+
+        Args:
+            index: Ascending flat positions.
+            fresh: Bool, same shape: which of them start at zero even if they were active.
+            optimizers: Their state moves too.
+        """
+        self._move_(index, fresh, optimizers)
+        self.num_active = index.numel()
+
     def take_(self, mask: Tensor, ever_active: Tensor) -> None:
         """Takes a saved mask and record, whatever their number; entries that are new are zero.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import nn
 
 from equipoise.data import (
     Augmentation,
+    Batch,
     Dataset,
     FolderLoader,
     FolderSet,
@@ -34,7 +35,16 @@ from equipoise.measure import Measure
 from equipoise.models import create
 from equipoise.points import preserved
 from equipoise.settings import DataSettings, LoopSettings, Run, engine_refusals
-from equipoise.topology import Rewiring, Topology, rigl, rigl_itop, set_itop, set_rewiring
+from equipoise.topology import (
+    ConnectivitySampling,
+    MaskOwner,
+    Rewiring,
+    Topology,
+    rigl,
+    rigl_itop,
+    set_itop,
+    set_rewiring,
+)
 
 Images = ImageSet | FolderSet
 """One split: in memory, or a folder of pictures that are decoded as training goes on."""
@@ -130,6 +140,8 @@ def select_images(dataset: Dataset | FolderDataset, settings: DataSettings) -> S
     """
     train: Images = _first(dataset.train, settings.train_samples, "train-samples")
     test: Images = _first(dataset.test, settings.test_samples, "test-samples")
+    if settings.inputs == "pixels":
+        train, test = (_unnormalised(images) for images in (train, test))
     if settings.image_size is not None and isinstance(train, ImageSet):
         assert isinstance(test, ImageSet)
         train, test = train.resized(settings.image_size), test.resized(settings.image_size)
@@ -146,12 +158,15 @@ def image_shape(images: Images, settings: DataSettings) -> tuple[int, int]:
     return 3, settings.image_size or FOLDER_IMAGE_SIZE
 
 
-def train_loader(images: Images, run: Run, device: torch.device) -> Loader:
-    """Shuffled, augmented batches of the training images."""
+def train_loader(
+    images: Images, run: Run, device: torch.device, *, augmented: bool = True
+) -> Loader:
+    """Shuffled batches of the training images; augmented, unless that is not wanted."""
     channels, size = image_shape(images, run.data)
     wanted = run.data.augment == "yes"
     if run.data.augment == "auto":
         wanted = channels == 3 and size >= 32
+    wanted = wanted and augmented
     batch_size = min(run.loop.batch_size, len(images))
     seed = stream_seed(run.loop.seed, "data")
     if isinstance(images, FolderSet):
@@ -174,6 +189,11 @@ def train_loader(images: Images, run: Run, device: torch.device) -> Loader:
         channels_last=run.loop.channels_last,
         locked=run.data.locked,
     )
+
+
+def batchnorm_batches(images: Images, run: Run, device: torch.device) -> Iterator[Batch]:
+    """The training images as they are, in an order that training does not use."""
+    return train_loader(images, run, device, augmented=False).epoch(0, stream="batchnorm")
 
 
 def plain_loader(images: Images, run: Run, device: torch.device) -> Loader:
@@ -222,16 +242,30 @@ def build_model(
     return model
 
 
-def build_topology(model: nn.Module, run: Run, total_steps: int, measure: Measure) -> Topology:
+def build_topology(
+    model: nn.Module, run: Run, total_steps: int, measure: Measure
+) -> Topology | ConnectivitySampling:
     """Masks and the way that they change, for a training of `total_steps`."""
-    settings = run.sparse
+    settings, seed = run.sparse, stream_seed(run.loop.seed, "masks")
+    if settings.topology == "bsr":
+        _warn_of_no_rewiring(run)
+        return ConnectivitySampling(
+            model,
+            sparsity=settings.sparsity,
+            total_steps=total_steps,
+            steps_per_epoch=max(1, total_steps // run.loop.epochs),
+            noise=settings.noise,
+            correction=settings.correction_mask,
+            seed=seed,
+            measure=measure,
+        )
     return Topology(
         model,
         sparsity=0.0 if settings.topology == "dense" else settings.sparsity,
         distribution=settings.distribution,
         rewiring=build_rewiring(run, total_steps),
         sampling=settings.mask_sampling,
-        seed=stream_seed(run.loop.seed, "masks"),
+        seed=seed,
         measure=measure,
     )
 
@@ -240,14 +274,7 @@ def build_rewiring(run: Run, total_steps: int) -> Rewiring | None:
     """The preset of the topology with the settings that the run changes."""
     settings = run.sparse
     if settings.topology not in _PRESETS or settings.sparsity == 0.0:
-        given = (settings.interval, settings.stop, settings.prune_fraction)
-        if any(value is not None for value in given):
-            warnings.warn(
-                "interval, stop and prune_fraction have no effect, because this topology is never "
-                "rewired; choose set or rigl and a sparsity above 0, or leave them out.",
-                UserWarning,
-                stacklevel=2,
-            )
+        _warn_of_no_rewiring(run)
         return None
     interval = settings.interval
     if interval is None and settings.topology in ("set", "rigl"):
@@ -268,9 +295,22 @@ def build_rewiring(run: Run, total_steps: int) -> Rewiring | None:
     )
 
 
+def _warn_of_no_rewiring(run: Run) -> None:
+    """Says that settings of a plan of rewirings change nothing."""
+    given = (run.sparse.interval, run.sparse.stop, run.sparse.prune_fraction)
+    if any(value is not None for value in given):
+        why = "is rewired after every step" if run.sparse.topology == "bsr" else "is never rewired"
+        warnings.warn(
+            f"interval, stop and prune_fraction have no effect, because this topology {why}; "
+            "choose set or rigl and a sparsity above 0, or leave them out.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
 def choose_engine(
     model: nn.Module,
-    topology: Topology,
+    topology: MaskOwner,
     run: Run,
     example: torch.Tensor,
     *,
@@ -304,7 +344,7 @@ def choose_engine(
 
 
 def _as_it_began(
-    model: nn.Module, topology: Topology, example: torch.Tensor, begun: Mapping[str, Any]
+    model: nn.Module, topology: MaskOwner, example: torch.Tensor, begun: Mapping[str, Any]
 ) -> Choice:
     """The network of a run that began with the engine."""
     try:
@@ -350,6 +390,12 @@ def _first(images: Images, count: int | None, flag: str) -> Images:
             "ask for fewer, or leave it out for all of them."
         )
     return images.subset(count)
+
+
+def _unnormalised(images: Images) -> Images:
+    """The same images, whose batches are pixels in [0, 1]."""
+    count = len(images.mean)
+    return replace(images, mean=(0.0,) * count, std=(1.0,) * count)
 
 
 def _augmentation(images: ImageSet) -> Augmentation:

@@ -31,7 +31,7 @@ from equipoise.measure import Measure
 from equipoise.objectives import Objective
 from equipoise.published import in_effect
 from equipoise.settings import CorrectionSettings, OptimizerSettings, Run
-from equipoise.topology import Topology
+from equipoise.topology import ConnectivitySampling, MaskOwner
 from equipoise.training.build import Images, autocast, build_model
 
 CACHE = "gradients.bin"
@@ -53,7 +53,7 @@ class Surroundings:
     """
 
     model: nn.Module
-    topology: Topology
+    topology: MaskOwner
     images: Images
     device: torch.device
     measure: Measure
@@ -168,9 +168,10 @@ def _snapshot_options(
     return options
 
 
-def _kept_masks(settings: CorrectionSettings, topology: Topology) -> Masks | None:
+def _kept_masks(settings: CorrectionSettings, topology: MaskOwner) -> Masks | None:
     """The masks by which tensors are packed; None to keep every entry."""
     moves = topology.rewiring is not None and topology.num_active < topology.num_weights
+    moves = moves or isinstance(topology, ConnectivitySampling)
     if settings.keep == "all" or (settings.keep == "auto" and moves):
         return None
     return lambda: topology.masks

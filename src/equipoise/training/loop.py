@@ -66,6 +66,7 @@ def train(
     should_stop: Callable[[], bool] = never,
     checkpoint_seconds: float = 60.0,
     overwrite: bool = False,
+    begin: Callable[[Session], None] | None = None,
 ) -> Outcome:
     """Trains `run` in `folder`, or goes on with it where it was stopped.
 
@@ -83,6 +84,8 @@ def train(
         should_stop: Asked after every step; if true a checkpoint is saved and training stops.
         checkpoint_seconds: Time between checkpoints within an epoch.
         overwrite: Start again whatever is in the folder.
+        begin: Called with a new session before its first step, to start from weights and masks
+            of its own; not with one that goes on.
 
     Raises:
         ValueError: The folder holds another run, or a setting is wrong.
@@ -98,6 +101,8 @@ def train(
         records = [] if state is None else _resume(session, folder, state)
         resumed = bool(records) or session.step > 0
         if not resumed:
+            if begin is not None:
+                begin(session)
             # What another run left goes first, so that a kill here cannot mix the two.
             (folder / CHECKPOINT).unlink(missing_ok=True)
             (folder / MODEL).unlink(missing_ok=True)

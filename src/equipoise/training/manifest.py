@@ -39,11 +39,7 @@ def describe_run(session: Session, label: str) -> dict[str, Any]:
         "run": as_plain(session.run),
         "identity": session.run.identity,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {
-            "equipoise": __version__,
-            "python": platform.python_version(),
-            **{name: _version(name) for name in _PACKAGES},
-        },
+        "versions": versions(),
         "source": _source(),
         "device": {
             "type": session.device.type,
@@ -71,6 +67,15 @@ def describe_run(session: Session, label: str) -> dict[str, Any]:
             "reason": session.engine_reason,
         },
         "steps": session.total_steps,
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of this package, of Python and of what the numbers depend on."""
+    return {
+        "equipoise": __version__,
+        "python": platform.python_version(),
+        **{name: _version(name) for name in _PACKAGES},
     }
 
 

@@ -146,4 +146,6 @@ def rate_factor(step: int, total_steps: int, settings: OptimizerSettings) -> flo
         return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
     # Rounded, since 0.29 * 100 is a little less than 29, and 0.07 * 100 a little more than 7.
     passed = sum(step >= round(m * total_steps, 6) for m in settings.milestones)
+    if settings.drop_factors:
+        return (1.0, *settings.drop_factors)[passed]
     return float(settings.drop_factor**passed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,17 @@ from equipoise.data import Batch, Dataset
 from equipoise.data.folder import FolderDataset
 from equipoise.engine.memory import POOL
 from equipoise.engine.network import ways_of
-from equipoise.objectives import Standard
 from equipoise.published import in_effect
 from equipoise.records import EpochRecord
 from equipoise.settings import Run, validate
+from equipoise.topology import ConnectivitySampling
 from equipoise.training import build
+from equipoise.training.batchnorm import refreshed_statistics
 from equipoise.training.correcting import Surroundings, build_corrector, corrected_optimization
 from equipoise.training.evaluate import Score, evaluate
 from equipoise.training.flops import Flops, count_flops
 from equipoise.training.meter import Meter
+from equipoise.training.objective import build_objective
 from equipoise.training.optimizers import build_optimizer, rate_factor
 from equipoise.training.refreshing import RefreshSchedule, fresh_batches, replayed_batches
 
@@ -66,7 +69,7 @@ class Session:
         self.images = build.select_images(loaded, run.data)
         self.loader = build.train_loader(self.images.train, run, self.device)
         self.meter = Meter(self.device)
-        self.objective = Standard(label_smoothing=run.optimization.label_smoothing)
+        self.objective = build_objective(run, self.images.train, self.meter)
         self.model = build.build_model(run, self.images.train, self.device)
         self.topology = build.build_topology(self.model, run, self.total_steps, self.meter)
         self.flops = self._count_flops()
@@ -151,22 +154,24 @@ class Session:
             yield group
 
     def refresh_batches(self) -> Iterator[Batch]:
-        """The batches of a refresh, prepared: those of the epoch, or another draw of them.
+        """The batches of a refresh: those of the epoch, or another draw of them.
 
-        They are prepared as those of a step are, so an objective that attacks them does so here.
+        Attacked only where the run asks for it: the published full gradient is that of clean
+        images, whatever the objective.
         """
+        attacked = self.run.robust.snapshot == "adversarial"
         for batch in self._timed(self._drawn_for_refresh()):
-            yield self.objective.prepare(self.model, batch)
+            yield self._prepared(batch) if attacked else batch
 
     def _drawn_for_refresh(self) -> Iterator[Batch]:
         """The batches of a refresh as they are drawn."""
         settings, loop = in_effect(self.run.correction), self.run.loop
-        samples = settings.refresh_samples
+        samples, loader = settings.refresh_samples, self.loader
+        if self.run.robust.snapshot == "clean_noaug":
+            loader = build.plain_loader(self.images.train, self.run, self.device)
         if settings.refresh_draw == "replay":
             seed = build.stream_seed(loop.seed, "data")
-            return replayed_batches(
-                self.loader, self.epoch, samples=samples, seed=seed, step=self.step
-            )
+            return replayed_batches(loader, self.epoch, samples=samples, seed=seed, step=self.step)
         if settings.refresh_draw == "clean":
             plain = build.plain_loader(self.images.train, self.run, self.device)
             return fresh_batches(plain, self.step, samples=samples, draw=None, whole=True)
@@ -174,13 +179,15 @@ class Session:
         # an epoch they are numbered by the step, beyond those of the epochs.
         number = self.epoch if self.batch == 0 else loop.epochs + self.step
         draw = None if self.run.data.locked else loop.epochs + number
-        return fresh_batches(self.loader, number, samples=samples, draw=draw)
+        return fresh_batches(loader, number, samples=samples, draw=draw)
 
     def refresh(self, batches: Iterable[Batch]) -> None:
         """Takes the snapshot; what that costs is up to the corrector."""
         self.model.train()
         with self.meter("refresh"):
             self.corrector.refresh(batches, scale=self.scaler.get_scale())
+            if isinstance(self.topology, ConnectivitySampling):
+                self.topology.mark_snapshot_()
 
     def train_step(self, group: list[Batch]) -> None:
         """Data, objective, gradient, correction, optimizer; the topology follows by its hook."""
@@ -189,7 +196,7 @@ class Session:
         self.optimizer.zero_grad()
         total = sum(batch.size for batch in group)
         for batch in group:
-            prepared = self.objective.prepare(self.model, batch)
+            prepared = self._prepared(batch)
             share = batch.size / total
             loss = self.corrector.backward(prepared, scale=self.scaler.get_scale() * share)
             self._loss_sum += loss.double() * batch.size
@@ -209,8 +216,9 @@ class Session:
             # Batches of another size would each keep memory of their own, unused meanwhile.
             POOL.release()
             images = self.images
-            test = self._score(images.test)
-            validation = None if images.validation is None else self._score(images.validation)
+            with self._evaluation_statistics():
+                test = self._score(images.test)
+                validation = None if images.validation is None else self._score(images.validation)
             POOL.release()
         record = self._record(test, validation)
         self.epoch += 1
@@ -258,6 +266,11 @@ class Session:
                 "resume it with the settings that it was started with."
             ) from error
 
+    def _prepared(self, batch: Batch) -> Batch:
+        """The batch that both gradients will see, attacked in the precision of the run."""
+        with build.autocast(self.run.loop, self.device):
+            return self.objective.prepare(self.model, batch)
+
     def _trainable(self) -> list[torch.nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
 
@@ -301,6 +314,13 @@ class Session:
         with build.autocast(self.run.loop, self.device):
             return evaluate(self.model, loader.epoch(0))
 
+    def _evaluation_statistics(self) -> AbstractContextManager[None]:
+        """BatchNorm's running statistics, or those that are taken anew for an evaluation."""
+        if self.run.loop.batchnorm == "running":
+            return nullcontext()
+        batches = build.batchnorm_batches(self.images.train, self.run, self.device)
+        return refreshed_statistics(self.model, batches)
+
     def _example_batch(self) -> Tensor:
         """Images of the shape of a training batch; zeros, so that nothing is decoded."""
         channels, side = build.image_shape(self.images.train, self.run.data)
@@ -327,7 +347,15 @@ class Session:
         meter, topology = self.meter, self.topology
         coefficient = getattr(self.corrector, "coefficient", None)
         adaptive = coefficient if isinstance(coefficient, LossCovariance) else None
-        known = ("new_gradient", "old_gradient", "refresh", "optimizer", "topology", "data")
+        known = (
+            "new_gradient",
+            "old_gradient",
+            "refresh",
+            "optimizer",
+            "topology",
+            "data",
+            "attack",
+        )
         training_seconds = meter.training_seconds
         return EpochRecord(
             epoch=self.epoch + 1,
@@ -360,6 +388,7 @@ class Session:
             optimizer_seconds=meter.seconds("optimizer"),
             topology_seconds=meter.seconds("topology"),
             data_seconds=meter.seconds("data"),
+            attack_seconds=meter.seconds("attack"),
             other_seconds=training_seconds - sum(meter.seconds(part) for part in known),
             evaluation_seconds=meter.seconds("evaluation"),
             peak_memory_bytes=meter.peak_memory_bytes(),

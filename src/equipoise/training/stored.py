@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -16,6 +17,7 @@ from equipoise.settings import Run, as_plain, from_plain, with_setting
 from equipoise.shipping import SparseFileSummary, SparseState, load_sparse, save_sparse
 from equipoise.topology import sparse_parameters
 from equipoise.training import build
+from equipoise.training.batchnorm import refreshed_statistics
 from equipoise.training.checkpoint import load_checkpoint
 from equipoise.training.evaluate import Score, evaluate
 from equipoise.training.loop import CHECKPOINT, MODEL
@@ -53,10 +55,34 @@ class Exported:
     summary: SparseFileSummary
 
 
-def evaluate_stored(
+@dataclass(frozen=True, kw_only=True)
+class StoredNetwork:
+    """A stored network, ready to be evaluated.
+
+    Args:
+        run: The settings that it was trained with; where data and device are is of now.
+        model: Plain, with the stored weights, on the device.
+        images: Those of the run.
+        device: Where the model is.
+    """
+
+    run: Run
+    model: nn.Module
+    images: build.Splits
+    device: torch.device
+
+    def evaluating(self, *, refresh_batchnorm: bool = False) -> AbstractContextManager[None]:
+        """The statistics of BatchNorm that the run, or the caller, evaluates with."""
+        if not refresh_batchnorm and self.run.loop.batchnorm == "running":
+            return nullcontext()
+        batches = build.batchnorm_batches(self.images.train, self.run, self.device)
+        return refreshed_statistics(self.model, batches)
+
+
+def load_stored(
     source: Path, *, data_dir: Path | None = None, device: str = "auto"
-) -> StoredScore:
-    """Evaluates the network of a run, finished or not, on its test images.
+) -> StoredNetwork:
+    """Reads the network of a run, finished or not, and the images of the run.
 
     Args:
         source: Folder of the run, or a file from `export_stored`.
@@ -78,12 +104,39 @@ def evaluate_stored(
         _load_weights(model, source)
     else:
         _load_shipped(model, shipped, source)
-    with build.autocast(run.loop, target):
-        score = evaluate(model, build.test_loader(images.test, run, target).epoch(0))
+    return StoredNetwork(run=run, model=model, images=images, device=target)
+
+
+def evaluate_stored(
+    source: Path,
+    *,
+    data_dir: Path | None = None,
+    device: str = "auto",
+    refresh_batchnorm: bool = False,
+) -> StoredScore:
+    """Evaluates the network of a run, finished or not, on its test images.
+
+    Args:
+        source: Folder of the run, or a file from `export_stored`.
+        data_dir: Where the data are; default: the usual places.
+        device: cpu, cuda, cuda:N or auto.
+        refresh_batchnorm: Take BatchNorm statistics anew first, over the training images.
+
+    Raises:
+        ValueError: There is no run in the folder, or its files or the exported one are damaged.
+        FileNotFoundError: The run has not stored a network yet, or the data are missing.
+    """
+    stored = load_stored(source, data_dir=data_dir, device=device)
+    run, model, test = stored.run, stored.model, stored.images.test
+    with (
+        build.autocast(run.loop, stored.device),
+        stored.evaluating(refresh_batchnorm=refresh_batchnorm),
+    ):
+        score = evaluate(model, build.test_loader(test, run, stored.device).epoch(0))
     weights = sparse_parameters(model).values()
     return StoredScore(
         score=score,
-        samples=len(images.test),
+        samples=len(test),
         active_weights=sum(int(torch.count_nonzero(w)) for w in weights),
         maskable_weights=sum(w.numel() for w in weights),
     )

@@ -27,6 +27,21 @@ COSTS: list[tuple[dict[str, Any], list[float]]] = [
     ({"corrector": "agent", "accumulate": 2}, [1, 1 + 10 / 3, 1 + 20 / 3, 11]),
     ({"corrector": "agent", "batch_size": 32}, [1, 1 + 10 / 3, 1 + 20 / 3, 11]),
     ({"corrector": "svrg", "validation": 0.25}, [3, 6, 9, 12]),
+    # A step of an attack is a forward and half a backward pass, which is 2/3 of a pass.
+    ({"objective": "at", "attack_steps": 3}, [3, 6, 9, 12]),
+    ({"objective": "mixed", "attack_steps": 3}, [2, 4, 6, 8]),
+    ({"objective": "mart", "attack_steps": 3}, [4, 8, 12, 16]),
+    ({"objective": "trades", "attack_steps": 3}, [13 / 3, 26 / 3, 13, 52 / 3]),
+    ({"objective": "at", "attack_steps": 3, "corrector": "svrg"}, [5, 10, 15, 20]),
+    (
+        {"objective": "at", "attack_steps": 3, "corrector": "svrg", "snapshot": "adversarial"},
+        [7, 14, 21, 28],
+    ),
+    # The old gradient of trades takes two passes as well, its clean full gradient one.
+    (
+        {"objective": "trades", "attack_steps": 3, "corrector": "svrg"},
+        [22 / 3, 44 / 3, 22, 88 / 3],
+    ),
     ({"corrector": "reduce_lr"}, [1, 1 + 10 / 3, 1 + 20 / 3, 11]),
     ({"corrector": "svrg", "correction_mode": "cached"}, [2, 4, 6, 8]),
     ({"corrector": "agent", "correction_mode": "cached"}, [1, 1 + 7 / 3, 1 + 14 / 3, 8]),
