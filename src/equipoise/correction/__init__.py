@@ -7,5 +7,9 @@ from equipoise.correction.coefficients import LinearDecay as LinearDecay
 from equipoise.correction.coefficients import LossCovariance as LossCovariance
 from equipoise.correction.coefficients import loss_regression as loss_regression
 from equipoise.correction.correctors import GradientCorrector as GradientCorrector
+from equipoise.correction.moments import Evidence as Evidence
+from equipoise.correction.moments import Moments as Moments
 from equipoise.correction.plain import Corrector as Corrector
 from equipoise.correction.plain import NoCorrection as NoCorrection
+from equipoise.correction.rows import row_bytes as row_bytes
+from equipoise.correction.table import GradientTable as GradientTable
