@@ -26,7 +26,7 @@ ModelName = Literal[
     "wrn_28_4",
 ]
 TopologyName = Literal["dense", "static", "set", "rigl", "set_itop", "rigl_itop"]
-CorrectorName = Literal["none", "agent", "no_gamma", "svrg", "fixed", "alpha_svrg"]
+CorrectorName = Literal["none", "agent", "no_gamma", "svrg", "fixed", "alpha_svrg", "table"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,11 @@ class DataSettings:
     augment: Literal["auto", "yes", "no"] = "auto"
     """Random crops and flips; auto: for colour images of 32 pixels and more."""
     locked: bool = False
-    """Draw every sample with the same augmentation in every epoch."""
+    """Draw every sample with the same augmentation in every epoch; with a partition, as long as
+    it holds."""
+    partition_epochs: int | None = None
+    """Epochs that the same samples stay together in a batch, the order of batches shuffled; 0:
+    always; default: 1, but 8 for table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +114,10 @@ class CorrectionSettings:
     """Epochs between snapshots, at least 1."""
     refresh_draw: Literal["replay", "fresh"] = "replay"
     """Full gradient over the very batches of the coming epoch, or over another draw of them."""
+    table_precision: Literal["int4", "int8", "bf16", "fp32"] = "int8"
+    """Of the gradients that table stores: about 1/2, 1, 2 or 4 bytes an active weight and batch."""
+    table_on_disk: bool = False
+    """Keep the table in files beside the checkpoint instead of in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +293,11 @@ def validate(run: Run) -> None:
             "--growth-signal corrected has no effect on a dense network; "
             "choose --topology rigl, or leave it out."
         )
+    if run.correction.corrector == "table" and run.data.partition_epochs == 1:
+        raise ValueError(
+            "--partition-epochs 1 draws new batches in every epoch, so a table would never meet "
+            "one again; choose 2 or more, or 0 to keep them."
+        )
     if run.loop.engine == "sparse":
         for reason in engine_refusals(run):
             raise ValueError(f"--engine sparse cannot be had with {reason}; leave one of them out.")
@@ -294,6 +307,23 @@ def validate(run: Run) -> None:
             f"--milestones takes rising fractions of training in (0, 1); got {milestones}; "
             "for example 0.5 0.75."
         )
+
+
+TABLE_PARTITION_EPOCHS = 8
+
+
+def partition_epochs_of(run: Run) -> int | None:
+    """Epochs between two partitions of the samples; 0 for never, None for new ones every epoch.
+
+    Example:
+        >>> partition_epochs_of(Run())
+        >>> partition_epochs_of(Run(correction=CorrectionSettings(corrector="table")))
+        8
+    """
+    given = run.data.partition_epochs
+    if given is None and run.correction.corrector == "table":
+        return TABLE_PARTITION_EPOCHS
+    return None if given == 1 else given
 
 
 def engine_refusals(run: Run) -> list[str]:
@@ -325,6 +355,7 @@ def _ranges(run: Run) -> list[tuple[str, float | None, float, float, str]]:
         ("train_samples", data.train_samples, 1, inf, "[)"),
         ("test_samples", data.test_samples, 1, inf, "[)"),
         ("validation", data.validation, 0, 1, "[)"),
+        ("partition_epochs", data.partition_epochs, 0, inf, "[)"),
         ("width", network.width, 0, inf, "()"),
         ("dropout", network.dropout, 0, 1, "[)"),
         ("sparsity", sparse.sparsity, 0, 1, "[)"),

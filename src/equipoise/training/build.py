@@ -17,6 +17,7 @@ from equipoise.correction import (
     Constant,
     Corrector,
     GradientCorrector,
+    GradientTable,
     LinearDecay,
     LossCovariance,
     NoCorrection,
@@ -43,13 +44,21 @@ from equipoise.measure import Measure
 from equipoise.models import create
 from equipoise.objectives import Objective
 from equipoise.points import preserved
-from equipoise.settings import CorrectionSettings, DataSettings, LoopSettings, Run, engine_refusals
+from equipoise.settings import (
+    CorrectionSettings,
+    DataSettings,
+    LoopSettings,
+    Run,
+    engine_refusals,
+    partition_epochs_of,
+)
 from equipoise.topology import Rewiring, Topology, rigl, rigl_itop, set_itop, set_rewiring
 
 Images = ImageSet | FolderSet
 """One split: in memory, or a folder of pictures that are decoded as training goes on."""
 
 FOLDER_IMAGE_SIZE = 224
+TABLE = "table"
 _FEWEST_REWIRINGS = 20
 _SHORTEST_INTERVAL = 10
 _PRESETS = {"set": set_rewiring, "rigl": rigl, "set_itop": set_itop, "rigl_itop": rigl_itop}
@@ -164,6 +173,8 @@ def train_loader(images: Images, run: Run, device: torch.device) -> Loader:
         wanted = channels == 3 and size >= 32
     batch_size = min(run.loop.batch_size, len(images))
     seed = stream_seed(run.loop.seed, "data")
+    # A stored gradient helps only where its samples look as they did when it was stored.
+    locked = run.data.locked or run.correction.corrector == "table"
     if isinstance(images, FolderSet):
         return FolderLoader(
             images,
@@ -173,7 +184,8 @@ def train_loader(images: Images, run: Run, device: torch.device) -> Loader:
             augmentation=ResizedCrop() if wanted else None,
             device=device,
             channels_last=run.loop.channels_last,
-            locked=run.data.locked,
+            locked=locked,
+            partition_epochs=partition_epochs_of(run),
         )
     return ImageLoader(
         images,
@@ -182,7 +194,8 @@ def train_loader(images: Images, run: Run, device: torch.device) -> Loader:
         augmentation=_augmentation(images) if wanted else None,
         device=device,
         channels_last=run.loop.channels_last,
-        locked=run.data.locked,
+        locked=locked,
+        partition_epochs=partition_epochs_of(run),
     )
 
 
@@ -275,7 +288,7 @@ def build_coefficient(settings: CorrectionSettings, num_refreshes: int) -> Coeff
     """The coefficient behind the name of a corrector; None is no correction."""
     clip = (0.0, 1.0) if settings.clip_coefficient else None
     match settings.corrector:
-        case "none":
+        case "none" | "table":
             return None
         case "agent":
             return LossCovariance(settings.scaling, settings.smoothing, clip)
@@ -343,14 +356,41 @@ def _as_it_began(
 
 
 def build_corrector(
-    model: nn.Module, objective: Objective, run: Run, device: torch.device, measure: Measure
+    model: nn.Module,
+    objective: Objective,
+    run: Run,
+    device: torch.device,
+    measure: Measure,
+    *,
+    topology: Topology | None = None,
+    folder: Path | None = None,
 ) -> Corrector[Batch]:
-    """The corrector of a run; its loss function carries the precision."""
+    """The corrector of a run; its loss function carries the precision.
+
+    Args:
+        model: That is trained.
+        objective: Its loss.
+        run: The settings.
+        device: Of the model.
+        measure: Told about every pass.
+        topology: Tells which weights are active.
+        folder: Of the run; None if it has none.
+    """
 
     def loss_fn(batch: Batch) -> torch.Tensor:
         with autocast(run.loop, device):
             return objective.loss(model, batch)
 
+    if run.correction.corrector == "table":
+        on_disk = run.correction.table_on_disk and folder is not None
+        return GradientTable(
+            model,
+            loss_fn,
+            masks=topology,
+            precision=run.correction.table_precision,
+            folder=folder / TABLE if on_disk and folder is not None else None,
+            measure=measure,
+        )
     num_refreshes = -(-run.loop.epochs // run.correction.refresh_every)
     coefficient = build_coefficient(run.correction, num_refreshes)
     if coefficient is None:

@@ -93,7 +93,7 @@ def train(
         return Outcome(records=finished, finished=True, resumed=True)
     with _deterministic(wanted=run.loop.deterministic):
         state = None if overwrite else _stored_state(folder)
-        session = Session(run, dataset, begun=state)
+        session = Session(run, dataset, begun=state, folder=folder)
         records = [] if state is None else _resume(session, folder, state)
         resumed = bool(records) or session.step > 0
         if not resumed:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from equipoise.correction import GradientCorrector, LossCovariance
+from equipoise.correction import GradientCorrector, GradientTable, LossCovariance
 from equipoise.data import Batch, Dataset
 from equipoise.data.folder import FolderDataset
 from equipoise.engine.memory import POOL
 from equipoise.engine.network import ways_of
 from equipoise.objectives import Standard
 from equipoise.records import EpochRecord
-from equipoise.settings import Run, validate
+from equipoise.settings import Run, partition_epochs_of, validate
 from equipoise.training import build
 from equipoise.training.evaluate import Score, evaluate
 from equipoise.training.flops import Flops, count_flops
@@ -39,6 +40,7 @@ class Session:
         dataset: The images; default: read as the settings say.
         begun: The state that will be loaded, because a run goes on with the kind of network that
             it began with; None for a new run, which then decides.
+        folder: For what a run keeps on disk meanwhile; None keeps it in memory.
 
     Raises:
         ValueError: A setting is out of range or does not fit the data.
@@ -51,6 +53,7 @@ class Session:
         dataset: Dataset | FolderDataset | None = None,
         *,
         begun: Mapping[str, Any] | None = None,
+        folder: Path | None = None,
     ) -> None:
         validate(run)
         self.run = run
@@ -80,7 +83,13 @@ class Session:
             # Only now: what the compiler meets while operations are counted it never compiles.
             self.model.compile()
         self.corrector = build.build_corrector(
-            self.model, self.objective, run, self.device, self.meter
+            self.model,
+            self.objective,
+            run,
+            self.device,
+            self.meter,
+            topology=self.topology,
+            folder=folder,
         )
         self.optimizer = build_optimizer(
             self._trainable(), run.optimization, masked=self.topology.parameters.values()
@@ -93,6 +102,7 @@ class Session:
         self.step = 0
         self._loss_sum: Tensor = torch.zeros((), dtype=torch.float64, device=self.device)
         self._seen = 0
+        self._keys_of_epoch: tuple[int, tuple[int, ...]] | None = None
         torch.manual_seed(build.stream_seed(run.loop.seed, "training"))
 
     @property
@@ -108,7 +118,10 @@ class Session:
     @property
     def refresh_is_due(self) -> bool:
         """Whether the coming epoch starts with a new snapshot."""
-        return self.batch == 0 and self.epoch % self.run.correction.refresh_every == 0
+        every = self.run.correction.refresh_every
+        if isinstance(self.corrector, GradientTable):
+            every = partition_epochs_of(self.run) or self.run.loop.epochs
+        return self.batch == 0 and self.epoch % every == 0
 
     @property
     def mean_loss(self) -> float:
@@ -137,7 +150,10 @@ class Session:
             yield self.objective.prepare(self.model, batch)
 
     def refresh(self, batches: Iterable[Batch]) -> None:
-        """Takes the snapshot; what that costs is up to the corrector."""
+        """Takes the snapshot, or forgets the table; the cost is up to the corrector."""
+        if isinstance(self.corrector, GradientTable):
+            self.corrector.forget()  # the batches are other ones from now on
+            return
         self.model.train()
         with self.meter("refresh"):
             self.corrector.refresh(batches, scale=self.scaler.get_scale())
@@ -148,10 +164,15 @@ class Session:
         self._set_learning_rate()
         self.optimizer.zero_grad()
         total = sum(batch.size for batch in group)
-        for batch in group:
+        for place, batch in enumerate(group):
             prepared = self.objective.prepare(self.model, batch)
             share = batch.size / total
-            loss = self.corrector.backward(prepared, scale=self.scaler.get_scale() * share)
+            scale = self.scaler.get_scale() * share
+            if isinstance(self.corrector, GradientTable):
+                key = self._keys()[self.batch + place]
+                loss = self.corrector.backward(prepared, key, scale=scale)
+            else:
+                loss = self.corrector.backward(prepared, scale=scale)
             self._loss_sum += loss.double() * batch.size
         with self.meter("optimizer"):
             if self.run.optimization.clip_norm is not None:
@@ -217,6 +238,12 @@ class Session:
                 f"the checkpoint does not fit this run ({reason}); "
                 "resume it with the settings that it was started with."
             ) from error
+
+    def _keys(self) -> tuple[int, ...]:
+        """Which batches of the partition those of the current epoch are, in order."""
+        if self._keys_of_epoch is None or self._keys_of_epoch[0] != self.epoch:
+            self._keys_of_epoch = self.epoch, self.loader.keys(self.epoch)
+        return self._keys_of_epoch[1]
 
     def _trainable(self) -> list[torch.nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
