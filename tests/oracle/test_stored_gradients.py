@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from equipoise.correction import Constant, GradientCorrector, GradientTable
-from equipoise.correction.rows import new_row, row_bytes, write_row_
+from equipoise.correction import AgeAdaptive, Constant, GradientCorrector, GradientTable
 
 SAMPLES, FEATURES, BATCH, EPOCHS = 256, 20, 16, 200
 
@@ -39,8 +38,11 @@ def distance(make: Callable[[nn.Module, Callable[[Any], Tensor]], Any]) -> float
         return (model(batch[0]) - batch[1]).square().mean() / 2
 
     corrector = make(model, loss_fn)
+    coefficient = getattr(corrector, "coefficient", None)
     takes_keys = isinstance(corrector, GradientTable)
     optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    if isinstance(coefficient, AgeAdaptive):
+        coefficient.follow(optimizer)
     generator = torch.Generator().manual_seed(1)
     found = []
     for _ in range(EPOCHS):
@@ -74,3 +76,7 @@ def test_stored_gradients_have_no_floor(coefficient: float | None) -> None:
 def test_few_bits_leave_a_floor(precision: Any, low: float, high: float) -> None:
     """What four bits hold of a gradient does not tell it from its neighbours."""
     assert low < distance(lambda m, f: GradientTable(m, f, precision=precision)) < high
+
+
+def test_an_age_adaptive_coefficient_has_no_floor() -> None:
+    assert distance(lambda m, f: GradientCorrector(m, f, AgeAdaptive())) < 1e-8

@@ -1,5 +1,6 @@
 """From gradients to corrected gradients."""
 
+from equipoise.correction.ages import AgeAdaptive as AgeAdaptive
 from equipoise.correction.batches import num_samples as num_samples
 from equipoise.correction.coefficients import Coefficient as Coefficient
 from equipoise.correction.coefficients import Constant as Constant
@@ -8,7 +9,6 @@ from equipoise.correction.coefficients import LossCovariance as LossCovariance
 from equipoise.correction.coefficients import loss_regression as loss_regression
 from equipoise.correction.correctors import GradientCorrector as GradientCorrector
 from equipoise.correction.moments import Evidence as Evidence
-from equipoise.correction.moments import Moments as Moments
 from equipoise.correction.plain import Corrector as Corrector
 from equipoise.correction.plain import NoCorrection as NoCorrection
 from equipoise.correction.rows import row_bytes as row_bytes

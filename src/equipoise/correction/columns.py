@@ -170,7 +170,9 @@ def columns_from(model: nn.Module, ids: Tensor) -> Columns:
     segments, start, device = [], 0, torch.device("cpu")
     parameters, compact = trainable(model), positions_of(model)
     counts = torch.bincount(ids // _SPACE, minlength=len(parameters)).tolist()
-    for number, ((name, parameter), size) in enumerate(zip(parameters.items(), counts, strict=True)):
+    for number, ((name, parameter), size) in enumerate(
+        zip(parameters.items(), counts, strict=True)
+    ):
         device = parameter.device
         positions = (ids[ids // _SPACE == number] - number * _SPACE).to(device)
         whole = name in compact or size == parameter.numel()

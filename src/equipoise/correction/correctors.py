@@ -10,12 +10,15 @@ from typing import Any, Generic
 import torch
 from torch import Tensor, nn
 
+from equipoise.correction.activity import Activity
 from equipoise.correction.batches import num_samples
 from equipoise.correction.coefficients import Coefficient, LossCovariance
-from equipoise.correction.gradients import add_weighted, all_finite, next_weight
+from equipoise.correction.columns import Masked
+from equipoise.correction.gradients import add_weighted, all_finite, next_weight, set_aside
 from equipoise.correction.overlap import Overlap
 from equipoise.correction.plain import AnyBatch, accumulate
 from equipoise.correction.saved import check_fit
+from equipoise.correction.watched import Watching, correct_watched, warn_of_old
 from equipoise.measure import Measure, unmeasured
 from equipoise.points import (
     Named,
@@ -72,6 +75,8 @@ class GradientCorrector(Generic[AnyBatch]):
             parameters through `model`: a parameter tensor captured from outside is not replaced
             at the snapshot.
         coefficient: Default `LossCovariance()`, which is AGENT.
+        masks: A `Topology`: only weights that were active at the snapshot and are now are then
+            corrected. Default: every position of every parameter, as published.
         batch_size: Number of samples in a batch; default: the length of the first tensor in it.
         measure: Told about every pass, for accounts of cost.
 
@@ -98,6 +103,7 @@ class GradientCorrector(Generic[AnyBatch]):
         loss_fn: Callable[[AnyBatch], Tensor],
         coefficient: Coefficient | None = None,
         *,
+        masks: Masked | None = None,
         batch_size: Callable[[AnyBatch], float] = num_samples,
         measure: Measure = unmeasured,
     ) -> None:
@@ -113,6 +119,7 @@ class GradientCorrector(Generic[AnyBatch]):
         self.full_gradient: Named = {}
         self.positions: Named = {}
         self.num_refreshes = 0
+        self._active = Activity(model, masks)
         self._overlap = Overlap()
         self._batch_size = batch_size
         self._measure = measure
@@ -175,6 +182,7 @@ class GradientCorrector(Generic[AnyBatch]):
                 positions = {n: i for n, i in positions_of(self.model).items() if n in point}
                 # Together, because gradients of one snapshot mean nothing at another.
                 self.snapshot, self.full_gradient, self.positions = snapshot, full, positions
+                self._active.take_snapshot()
         except BaseException:  # an interrupted refresh can be repeated
             self.coefficient.load_state_dict(before)
             raise
@@ -218,6 +226,10 @@ class GradientCorrector(Generic[AnyBatch]):
         """
         loss = partial(self.loss_fn, batch)
         samples = self._batch_size(batch)
+        if isinstance(self.coefficient, Watching) and self.full_gradient:
+            value = self._watched(self.coefficient, loss, samples, scale)
+            self._remind_of_refresh()
+            return value
         coefficient = self.coefficient_value
         state = random_state(device_of(self.model)) if coefficient != 0.0 else None
         with self._measure("new_gradient", samples=samples, forwards=1, backwards=1):
@@ -237,6 +249,7 @@ class GradientCorrector(Generic[AnyBatch]):
         The tensors are the live ones: copy them before training on, as `torch.save` does.
         """
         return {
+            **self._active.state_dict(),
             "format": FORMAT,
             "snapshot": dict(self.snapshot),
             "full_gradient": dict(self.full_gradient),
@@ -272,7 +285,36 @@ class GradientCorrector(Generic[AnyBatch]):
             {name: t.to(parameters[name].device).clone() for name, t in saved[part].items()}
             for part in ("snapshot", "full_gradient", "positions")
         )
+        self._active.load_state_dict(state)
         self.num_refreshes = int(state["num_refreshes"])
+
+    def _watched(
+        self, watching: Watching, loss: Callable[[], Tensor], samples: float, scale: float
+    ) -> Tensor:
+        """A step of a coefficient that sees the gradients; see `Watching`."""
+        if self._active.has_changed():
+            watching.rewired()
+        weights = watching.plan(len(self.full_gradient))
+        state = random_state(device_of(self.model))
+        with set_aside(trainable(self.model)):
+            with self._measure("new_gradient", samples=samples, forwards=1, backwards=1):
+                value = accumulate(loss, scale)
+            if weights is not None:
+                with self._measure("old_gradient", samples=samples, forwards=1, backwards=1):
+                    with replayed(state):
+                        point = self._snapshot_point()
+                        _, old = value_and_gradient_at(self.model, point, loss, scale=scale)
+                    here = partial(self._carried, positions_of(self.model))
+                    correct_watched(
+                        watching, self._active, self.full_gradient, old, weights, scale, here
+                    )
+        return value
+
+    def _carried(self, positions: Named, name: str, numbers: Tensor) -> Tensor:
+        """Numbers at the positions of the snapshot as numbers at those of now."""
+        if name not in positions or name not in self.positions:
+            return numbers
+        return self._overlap.carry(name, numbers, self.positions[name], positions[name])
 
     def _snapshot_point(self) -> Named:
         """The snapshot with the positions that it was taken at."""
@@ -362,12 +404,7 @@ class GradientCorrector(Generic[AnyBatch]):
             new = (p.grad for p in self.model.parameters() if p.grad is not None)
             if not all_finite(new):
                 return
-            warnings.warn(
-                "an old gradient is not finite, so this step stays uncorrected; "
-                "lower the loss scale or refresh more often if this repeats.",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+            warn_of_old()
             return
         positions = positions_of(self.model) if self.positions else {}
         for name, parameter in trainable(self.model).items():
@@ -376,9 +413,7 @@ class GradientCorrector(Generic[AnyBatch]):
             difference = self.full_gradient[name] * scale
             if name in old:
                 difference.sub_(old[name])
-            if name in positions:
-                there, now = self.positions[name], positions[name]
-                difference = self._overlap.carry(name, difference, there, now)
+            difference = self._active.twice(name, self._carried(positions, name, difference))
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             parameter.grad.add_(difference.to(parameter.grad.dtype), alpha=coefficient)

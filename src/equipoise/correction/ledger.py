@@ -218,7 +218,7 @@ class Ledger:
             )
         try:
             if state["names"] != list(trainable(self._model)):
-                raise ValueError("other trainable parameters")  # noqa: TRY301
+                raise ValueError("other trainable parameters")
             columns = {int(v): columns_from(self._model, i) for v, i in state["columns"].items()}
             self._check(columns, state)
         except (ValueError, RuntimeError) as error:

@@ -99,6 +99,11 @@ class Moments:
         """Mean of s by parameter, shape ``(num_groups,)``; None before there is enough."""
         return self._sums[2, :-1] / self._weight if self.samples >= 2 * _FEWEST else None
 
+    @property
+    def old_variance(self) -> float:
+        """Mean of b over the network; 0 before there is any."""
+        return float(self._sums[1, -1]) / self._weight if self._count else 0.0
+
     def observe(self, a: Tensor, b: Tensor, s: Tensor) -> None:
         """Takes in one step; each float64 of shape ``(num_groups,)``."""
         a, b, s = (torch.cat([x, x.sum(dim=0, keepdim=True)]) for x in (a, b, s))
@@ -135,9 +140,9 @@ class Moments:
         return Evidence(bound, best, min(1.0, share), max(0.0, ratio), self.samples)
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums."""
+        """The sums, as plain numbers."""
         return {
-            "sums": self._sums.clone(),
+            "sums": self._sums.tolist(),
             "weight": self._weight,
             "weight_squared": self._weight_squared,
             "count": self._count,
@@ -145,7 +150,7 @@ class Moments:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        self._sums = state["sums"].to(self._sums.device).clone()
+        self._sums = torch.tensor(state["sums"], dtype=torch.float64, device=self._sums.device)
         self.num_groups = self._sums.shape[1] - 1
         self._weight = float(state["weight"])
         self._weight_squared = float(state["weight_squared"])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from equipoise.correction.batches import num_samples
 from equipoise.correction.columns import BLOCK, Masked
+from equipoise.correction.gradients import set_aside
 from equipoise.correction.ledger import Key, Ledger
 from equipoise.correction.moments import Evidence, Moments
 from equipoise.correction.plain import AnyBatch, accumulate
@@ -181,7 +181,7 @@ class GradientTable(Generic[AnyBatch]):
             tensor([[0.5000, 0.5000]])
         """
         parameters = trainable(self.model)
-        with _set_aside(parameters):
+        with set_aside(parameters):
             with self._measure(
                 "new_gradient", samples=self._batch_size(batch), forwards=1, backwards=1
             ):
@@ -311,20 +311,3 @@ class GradientTable(Generic[AnyBatch]):
 def _by_block(a: Tensor, b: Tensor) -> Tensor:
     """Dot products of blocks."""
     return (a * b).view(-1, BLOCK).sum(dim=1)
-
-
-@contextmanager
-def _set_aside(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """What was accumulated before is out of the way inside, and added to on leaving."""
-    before = {n: p.grad for n, p in parameters.items() if p.grad is not None}
-    for name in before:
-        parameters[name].grad = None
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, gradient in before.items():
-                arrived = parameters[name].grad
-                if arrived is not None:
-                    gradient.add_(arrived)
-                parameters[name].grad = gradient
