@@ -28,6 +28,7 @@ CORRECTORS = {
     "no_gamma": "agent without the factor gamma; 10/3 passes an epoch",
     "svrg": "coefficient 1; 3 passes an epoch",
     "fixed": "any other constant coefficient; 3 passes an epoch",
+    "age": "coefficient by age of the snapshot, estimated from gradients; 3 passes an epoch",
     "table": "stored gradients of the same batches, coefficient estimated; 1 pass an epoch",
     "alpha_svrg": "coefficient falling linearly to 0; 3 passes an epoch, 1 in the last",
 }

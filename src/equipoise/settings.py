@@ -26,7 +26,7 @@ ModelName = Literal[
     "wrn_28_4",
 ]
 TopologyName = Literal["dense", "static", "set", "rigl", "set_itop", "rigl_itop"]
-CorrectorName = Literal["none", "agent", "no_gamma", "svrg", "fixed", "alpha_svrg", "table"]
+CorrectorName = Literal["none", "agent", "no_gamma", "svrg", "fixed", "alpha_svrg", "age", "table"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +114,8 @@ class CorrectionSettings:
     """Epochs between snapshots, at least 1."""
     refresh_draw: Literal["replay", "fresh"] = "replay"
     """Full gradient over the very batches of the coming epoch, or over another draw of them."""
+    gate: bool = False
+    """Of age: leave out the second pass where a larger batch of the same cost would do more."""
     table_precision: Literal["int4", "int8", "bf16", "fp32"] = "int8"
     """Of the gradients that table stores: about 1/2, 1, 2 or 4 bytes an active weight and batch."""
     table_on_disk: bool = False

@@ -72,7 +72,7 @@ class AgeAdaptive:
     """
 
     optimizer: Optimizer | None = None
-    decay: float = 0.9
+    decay: float = 0.8
     confidence: float = 1.0
     prior: float = 4.0
     gate: bool = False
@@ -92,7 +92,7 @@ class AgeAdaptive:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.decay < 1.0:
-            raise ValueError(f"decay is in (0, 1); got {self.decay}; 0.9 is usual.")
+            raise ValueError(f"decay is in (0, 1); got {self.decay}; 0.8 is usual.")
         for name in ("confidence", "prior"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(
@@ -117,6 +117,7 @@ class AgeAdaptive:
 
     def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """The snapshot has become older by one step of the optimizer."""
+        del args, kwargs
         self._age += float(optimizer.param_groups[0]["lr"])
 
     @property

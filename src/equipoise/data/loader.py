@@ -241,7 +241,7 @@ class EpochOrder:
             key = self.partition(number)
             words = keyed_words(rows, seed=self._seed, key=key, stream=f"order {stream}")
             rows = words.argsort(stable=True)
-        batches = rows[: self.num_samples].split(self.batch_size)
+        batches: tuple[Tensor, ...] = rows[: self.num_samples].split(self.batch_size)
         if self._partition_epochs is None:
             return batches[start:]
         return tuple(batches[key] for key in self.keys(number, stream=stream)[start:])

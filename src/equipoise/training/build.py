@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from equipoise.correction import (
+    AgeAdaptive,
     Coefficient,
     Constant,
     Corrector,
@@ -294,6 +295,8 @@ def build_coefficient(settings: CorrectionSettings, num_refreshes: int) -> Coeff
             return LossCovariance(settings.scaling, settings.smoothing, clip)
         case "no_gamma":
             return LossCovariance(1.0, settings.smoothing, clip)
+        case "age":
+            return AgeAdaptive(gate=settings.gate)
         case "svrg":
             return Constant(1.0)
         case "fixed":
@@ -395,7 +398,8 @@ def build_corrector(
     coefficient = build_coefficient(run.correction, num_refreshes)
     if coefficient is None:
         return NoCorrection(model, loss_fn, measure=measure)
-    return GradientCorrector(model, loss_fn, coefficient, measure=measure)
+    masks = topology if isinstance(coefficient, AgeAdaptive) else None
+    return GradientCorrector(model, loss_fn, coefficient, masks=masks, measure=measure)
 
 
 def autocast(settings: LoopSettings, device: torch.device) -> AbstractContextManager[object]:

@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equipoise.correction import GradientCorrector, GradientTable, LossCovariance
+from equipoise.correction import (
+    AgeAdaptive,
+    Corrector,
+    GradientCorrector,
+    GradientTable,
+    LossCovariance,
+)
 from equipoise.data import Batch, Dataset
 from equipoise.data.folder import FolderDataset
 from equipoise.engine.memory import POOL
@@ -94,6 +100,9 @@ class Session:
         self.optimizer = build_optimizer(
             self._trainable(), run.optimization, masked=self.topology.parameters.values()
         )
+        coefficient = getattr(self.corrector, "coefficient", None)
+        if isinstance(coefficient, AgeAdaptive):
+            coefficient.follow(self.optimizer)
         if self.topology.masks:
             self.topology.attach(self.optimizer)
         self.scaler = build.build_scaler(run.loop, self.device)
@@ -351,7 +360,40 @@ class Session:
             evaluation_seconds=meter.seconds("evaluation"),
             peak_memory_bytes=meter.peak_memory_bytes(),
             peak_device_memory_bytes=meter.peak_device_memory_bytes(),
+            **observed(self.corrector),
         )
+
+
+def observed(corrector: Corrector[Batch]) -> dict[str, Any]:
+    """What a corrector that watches gradients has found out, as fields of a record."""
+    if isinstance(corrector, GradientTable):
+        found = corrector.evidence
+        return {
+            "best_coefficient": found.best,
+            "rho_squared": found.rho_squared,
+            "variance_ratio": found.variance_ratio,
+            "table_bytes": corrector.num_bytes,
+        }
+    coefficient = getattr(corrector, "coefficient", None)
+    if not isinstance(coefficient, AgeAdaptive):
+        return {}
+    ages = [
+        {"age": age, "after_rewiring": after, **asdict(evidence)}
+        for age, after, evidence in coefficient.by_age()
+    ]
+    samples = sum(row["samples"] for row in ages) or 1.0
+
+    def mean(name: str) -> float | None:
+        return sum(row[name] * row["samples"] for row in ages) / samples if ages else None
+
+    return {
+        "best_coefficient": mean("best"),
+        "rho_squared": mean("rho_squared"),
+        "variance_ratio": mean("variance_ratio"),
+        "old_passes": coefficient.corrected,
+        "old_passes_left_out": coefficient.skipped,
+        "by_age": ages,
+    }
 
 
 def makes_refresh_passes(session: Session) -> bool:
