@@ -1,4 +1,4 @@
-"""The command line: train, compare, evaluate, export, report, plan, bench, list.
+"""The command line: train, compare, diagnose and more.
 
 Torch is imported inside the commands only, so that help and mistakes are answered at once.
 """
@@ -98,6 +98,22 @@ class Reporting:
     """HTML file to write, with PNG files beside it; default: report.html in that folder."""
     baseline: str | None = None
     """Arm that the others are compared with; default: as the comparison says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosing:
+    """On what it is measured."""
+
+    folder: Path | None = None
+    """A run to look at, as its last checkpoint left it; default: the settings below, trained."""
+    warm_up: int = 2
+    """Epochs that these settings are trained for first, at least 0."""
+    batches: int = 24
+    """Batches that gradients are compared on, at least 4."""
+    out: Path | None = None
+    """HTML file to write, with JSON beside it; default: diagnosis.html in the folder, or here."""
+    threads: int | None = None
+    """Processor threads; default: torch's choice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +264,31 @@ def plan_training(
     return 0
 
 
+def diagnose(
+    run: tyro.conf.OmitArgPrefixes[Run], diagnosing: tyro.conf.OmitArgPrefixes[Diagnosing]
+) -> int:
+    """Measure what gradient correction could do for a training: equipoise diagnose [FOLDER].
+
+    Gradients of the same batches are compared while the network trains for up to an epoch. The
+    folder of a run is only read.
+    """
+    validate(run)
+    if diagnosing.warm_up < 0:
+        raise ValueError(f"--warm-up is a number of epochs, at least 0; got {diagnosing.warm_up}.")
+    from equipoise.diagnosing import show_diagnosis
+
+    _set_threads(diagnosing.threads)
+    show_diagnosis(
+        run,
+        Console(),
+        folder=diagnosing.folder,
+        warm_up=diagnosing.warm_up,
+        batches=diagnosing.batches,
+        out=diagnosing.out,
+    )
+    return 0
+
+
 def bench(benchmark: tyro.conf.OmitArgPrefixes[Benchmark]) -> int:
     """Time whole training steps with the engine against masks, in turns in one process."""
     check_benchmark(benchmark)
@@ -271,6 +312,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": evaluate,
     "export": export,
     "report": report,
+    "diagnose": diagnose,
     "plan": plan_training,
     "bench": bench,
     "list": list_everything,
@@ -324,7 +366,12 @@ def _check(words: Sequence[str]) -> None:
 def _named(words: list[str]) -> list[str]:
     """`equipoise report FOLDER` means `equipoise report --runs FOLDER`."""
     folder = (
-        {"evaluate": "--run", "export": "--run", "report": "--runs"}.get(words[0])
+        {
+            "diagnose": "--folder",
+            "evaluate": "--run",
+            "export": "--run",
+            "report": "--runs",
+        }.get(words[0])
         if words
         else None
     )

@@ -28,9 +28,9 @@ CORRECTORS = {
     "no_gamma": "agent without the factor gamma; 10/3 passes an epoch",
     "svrg": "coefficient 1; 3 passes an epoch",
     "fixed": "any other constant coefficient; 3 passes an epoch",
+    "alpha_svrg": "coefficient falling linearly to 0; 3 passes an epoch, 1 in the last",
     "age": "coefficient by age of the snapshot, estimated from gradients; 3 passes an epoch",
     "table": "stored gradients of the same batches, coefficient estimated; 1 pass an epoch",
-    "alpha_svrg": "coefficient falling linearly to 0; 3 passes an epoch, 1 in the last",
 }
 assert set(TOPOLOGIES) == set(get_args(TopologyName))
 assert set(CORRECTORS) == set(get_args(CorrectorName))

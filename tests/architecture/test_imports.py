@@ -55,8 +55,10 @@ ALLOWED = {
     },
     "listing": {"data", "models", "settings"},
     "showing": {"records", "reports"},
+    "diagnosing": {"reports", "settings", "training"},
     "cli": {
         "arguments",
+        "diagnosing",
         "listing",
         "reports",
         "settings",

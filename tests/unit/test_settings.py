@@ -180,6 +180,7 @@ RANGES: dict[str, tuple[list[Any], list[Any]]] = {
     "train_samples": COUNT,
     "test_samples": COUNT,
     "validation": FROM_0,
+    "partition_epochs": AT_LEAST_0,
     "width": POSITIVE,
     "dropout": FROM_0,
     "sparsity": FROM_0,

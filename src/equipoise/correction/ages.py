@@ -18,7 +18,7 @@ from equipoise.points import Named
 _PER_OCTAVE = 4
 _FRESH = -1_000_000  # the bin of the snapshot itself, whose logarithm is that of 0
 _PROBE = 7  # one step in so many looks whether the old pass would pay again
-_CLEAR = 4.0  # times what chance would give that a mean is taken for a mismatch
+_CLEAR = 9.0  # times what chance would give that a mean is taken for a mismatch
 _SUSPICIOUS = 30.0
 
 
@@ -88,6 +88,7 @@ class AgeAdaptive:
     _value: float = field(default=0.0, init=False)
     _turn: int = field(default=0, init=False)
     _place: tuple[int, int] = field(default=(0, _FRESH), init=False, repr=False)
+    _usual: float = field(default=0.0, init=False, repr=False)
     _warned: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -182,7 +183,7 @@ class AgeAdaptive:
         self._steps += 1
         return moved
 
-    def watch(self, a: Tensor, b: Tensor, s: Tensor) -> None:
+    def watch(self, a: Tensor, b: Tensor, s: Tensor, size: Tensor) -> None:
         """Adds one step to the evidence about the current age."""
         moments = self._bins.get(self._place)
         if moments is None or moments.num_groups != len(a):
@@ -193,16 +194,22 @@ class AgeAdaptive:
                 confidence=self.confidence,
                 prior=self.prior,
             )
-        if not self._warned and float(b.sum()) > _SUSPICIOUS**2 * float(s.sum()) > 0.0:
+        moments.observe(a, b, s)
+        if self._place[1] != _FRESH:
+            self._look_for_dead_channels(float(b.sum()), float(size.sum()))
+
+    def _look_for_dead_channels(self, old: float, new: float) -> None:
+        """Warns once where old gradients vary far more than new ones are large."""
+        self._usual = new if self._usual == 0.0 else 0.8 * self._usual + 0.2 * new
+        if not self._warned and old > _SUSPICIOUS**2 * max(new, self._usual) > 0.0:
             self._warned = True
             warnings.warn(
-                f"an old gradient varies {(float(b.sum()) / float(s.sum())) ** 0.5:.0f} times as "
-                "much as the new one, as it does where weights were grown into BatchNorm channels "
-                "that are nearly dead; it is used as far as earlier steps support it.",
+                f"old gradients vary by {(old / max(new, self._usual)) ** 0.5:.0f} times the size "
+                "of the new ones, as they do where weights were grown into BatchNorm channels "
+                "that are nearly dead; they are used as far as earlier steps support it.",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=6,
             )
-        moments.observe(a, b, s)
 
     def rewired(self) -> None:
         """Old evidence does not hold for the rest of this interval."""

@@ -30,8 +30,15 @@ class Watching(Protocol):
         """Old gradients minus their mean, as they enter the correction."""
         ...  # pragma: no cover
 
-    def watch(self, a: Tensor, b: Tensor, s: Tensor) -> None:
-        """Takes in the dot products of one step, each of shape ``(num_groups,)``."""
+    def watch(self, a: Tensor, b: Tensor, s: Tensor, size: Tensor) -> None:
+        """Takes in the dot products of one step, each of shape ``(num_groups,)``.
+
+        Args:
+            a: Of the new gradient minus the full one with the old one minus the full one.
+            b: Of the old gradient minus the full one with itself.
+            s: Of the new gradient minus the full one with itself.
+            size: Of the new gradient with itself.
+        """
         ...  # pragma: no cover
 
     def rewired(self) -> None:
@@ -74,7 +81,7 @@ def correct_watched(
     products = []
     for (name, shifted), weight in zip(watching.shift(raw).items(), weights.tolist(), strict=True):
         if name not in parameters:  # frozen since the refresh
-            products.append((0.0, 0.0, 0.0))
+            products.append((0.0, 0.0, 0.0, 0.0))
             continue
         parameter, gradient = parameters[name], new.get(name)
         difference = active.twice(name, here(name, shifted))
@@ -82,9 +89,9 @@ def correct_watched(
         if gradient is not None:
             centred = centred + gradient.to(centred.dtype) / scale
         centred = active.twice(name, centred)
-        products.append(
-            (_dot(centred, difference), _dot(difference, difference), _dot(centred, centred))
-        )
+        size = 0.0 if gradient is None else _dot(gradient, gradient) / scale**2
+        a, b = _dot(centred, difference), _dot(difference, difference)
+        products.append((a, b, _dot(centred, centred), size))
         if weight != 0.0:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

@@ -46,9 +46,7 @@ def correction_tables(arms: Mapping[str, Sequence[RunRecords]]) -> list[Table]:
             "moved since, both are cautious.",
         ),
     )
-    by_age = [
-        _ages(label, records[-1]) for label, records in watched.items() if records[-1].by_age
-    ]
+    by_age = [_ages(label, records[-1]) for label, records in watched.items() if records[-1].by_age]
     return [together, *by_age]
 
 

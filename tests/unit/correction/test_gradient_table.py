@@ -104,7 +104,7 @@ def test_over_the_batches_the_mean_is_plain_whatever_the_table_holds(
 ) -> None:
     """Property 6, and 3: a random garbage table, different coefficients for every parameter."""
     model, batches = build(), draw()
-    setattr(model[3], "p", 0.0)
+    model[3].p = 0.0
     topology = Topology(model, sparsity=0.6) if masked else None
     table = table_of(model, masks=topology, precision=precision)
     train(model, table, batches, 3, topology)
@@ -264,7 +264,7 @@ def test_the_loss_scale_is_taken_out_of_what_is_stored() -> None:
     found = []
     for scale in (1.0, 1024.0):
         model, batches = build(), draw()
-        setattr(model[3], "p", 0.0)
+        model[3].p = 0.0
         table = table_of(model)
         for key in (0, 1, 2, 0, 1, 2, 0):
             model.zero_grad()
@@ -365,7 +365,7 @@ def test_maps_with_channels_last_are_corrected_alike() -> None:
     found = []
     for layout in (torch.contiguous_format, torch.channels_last):
         model, batches = build(), draw()
-        setattr(model[3], "p", 0.0)
+        model[3].p = 0.0
         model = model.to(memory_format=layout)  # type: ignore[call-overload]
         topology = Topology(model, sparsity=0.5)
         table = table_of(model, masks=topology)
