@@ -19,7 +19,8 @@ _PER_OCTAVE = 4
 _FRESH = -1_000_000  # the bin of the snapshot itself, whose logarithm is that of 0
 _PROBE = 7  # one step in so many looks whether the old pass would pay again
 _CLEAR = 9.0  # times what chance would give that a mean is taken for a mismatch
-_SUSPICIOUS = 30.0
+_FEWEST = 8  # steps before a mean is judged
+_SUSPICIOUS = 30.0  # times the size of a gradient that something is wrong
 
 
 @dataclass
@@ -38,8 +39,8 @@ class AgeAdaptive:
 
     If the mean of D over the steps since the refresh is larger than chance allows, the full
     gradient is not that of the batches (another augmentation, an attack, a sub-sample): the
-    squared mismatch :math:`e^2` times the number H of steps since then enters the denominator, or
-    the mean is taken off ("recentre").
+    squared mismatch :math:`e^2` times the number H of steps since then enters the denominator, in
+    the next interval from its start, or the mean is taken off ("recentre").
 
     Args:
         optimizer: Its learning rates make the age; without it every step counts as 1.
@@ -84,6 +85,8 @@ class AgeAdaptive:
     _sum: Named = field(default_factory=dict, init=False, repr=False)
     _age: float = field(default=0.0, init=False)
     _steps: int = field(default=0, init=False)
+    _squares: float = field(default=0.0, init=False)
+    _share_before: float = field(default=0.0, init=False)
     _after_rewiring: int = field(default=0, init=False)
     _value: float = field(default=0.0, init=False)
     _turn: int = field(default=0, init=False)
@@ -138,6 +141,10 @@ class AgeAdaptive:
 
     def advance(self) -> None:
         """A refresh: the snapshot is new."""
+        if self._steps >= _FEWEST:
+            found, variance = self._mismatch()
+            self._share_before = self._steps * found / variance if variance > 0.0 else 0.0
+        self._squares = 0.0
         self._age = 0.0
         self._steps = 0
         self._after_rewiring = 0
@@ -154,11 +161,12 @@ class AgeAdaptive:
             self._age += 1.0
         known = self._known(place, num_groups)
         if place == (0, _FRESH):
-            values, self._value = torch.ones(num_groups, dtype=torch.float64), 1.0
+            self._value = self._damping()
+            values = torch.full((num_groups,), self._value, dtype=torch.float64)
         elif known is None:
             values, self._value = torch.zeros(num_groups, dtype=torch.float64), 0.0
         else:
-            damping = self._damping(known)
+            damping = self._damping()
             values = known.values() * damping
             found = known.evidence()
             self._value = found.coefficient * damping
@@ -180,6 +188,7 @@ class AgeAdaptive:
         self._sum = {
             n: d.clone() if n not in earlier else earlier[n].add_(d) for n, d in differences.items()
         }
+        self._squares += sum(float(d.double().square().sum()) for d in differences.values())
         self._steps += 1
         return moved
 
@@ -231,6 +240,8 @@ class AgeAdaptive:
             "sum": {name: tensor.clone() for name, tensor in self._sum.items()},
             "age": self._age,
             "steps": self._steps,
+            "squares": self._squares,
+            "share_before": self._share_before,
             "after_rewiring": self._after_rewiring,
             "value": self._value,
             "turn": self._turn,
@@ -255,6 +266,8 @@ class AgeAdaptive:
         self._sum = {name: tensor.clone() for name, tensor in state["sum"].items()}
         self._age = float(state["age"])
         self._steps = int(state["steps"])
+        self._squares = float(state["squares"])
+        self._share_before = float(state["share_before"])
         self._after_rewiring = int(state["after_rewiring"])
         self._value = float(state["value"])
         self._turn = int(state["turn"])
@@ -277,16 +290,23 @@ class AgeAdaptive:
             return True  # too early to say no
         return found.rho_squared > 1.0 - 1.0 / (1.0 + self.old_pass_cost)
 
-    def _damping(self, known: Moments) -> float:
+    def _mismatch(self) -> tuple[float, float]:
+        """Squared mismatch of the full gradient as far as it is beyond chance, and the variance."""
+        n = self._steps
+        if n < _FEWEST:
+            return 0.0, 1.0
+        mean = sum(float(t.double().square().sum()) for t in self._sum.values()) / n**2
+        variance = max(0.0, self._squares / n - mean) * n / (n - 1)
+        excess = mean - variance / n
+        return (excess if mean > _CLEAR * variance / n else 0.0), variance
+
+    def _damping(self) -> float:
         """B / (B + H e^2): what is left of the coefficient in view of a mismatch."""
-        if self.mismatch != "shrink" or self._steps < 2:
+        if self.mismatch != "shrink":
             return 1.0
-        variance = known.old_variance
-        total = sum(float(t.double().square().sum()) for t in self._sum.values())
-        mean_squared, chance = total / self._steps**2, variance / self._steps
-        if variance <= 0.0 or mean_squared < _CLEAR * chance:
-            return 1.0
-        return variance / (variance + self._steps * (mean_squared - chance))
+        now, variance = self._mismatch()
+        share = self._steps * now / variance if variance > 0.0 else 0.0
+        return 1.0 / (1.0 + max(share, self._share_before))
 
 
 def _bin(age: float) -> int:

@@ -197,7 +197,7 @@ def mismatched(mismatch: Any, shift: float) -> tuple[float, AgeAdaptive]:
     torch.manual_seed(0)
     model = nn.Linear(1, 1, bias=False).double()
     nn.init.constant_(model.weight, 3.0)
-    targets = 2 * torch.randn(40, dtype=torch.float64)
+    targets = 2 * torch.randn(160, dtype=torch.float64)
     targets -= targets.mean()
     batches = list(targets.split(4))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
@@ -206,9 +206,9 @@ def mismatched(mismatch: Any, shift: float) -> tuple[float, AgeAdaptive]:
         model, lambda t: (model.weight - t).square().mean() / 2, coefficient
     )
     generator = torch.Generator().manual_seed(2)
-    for _ in range(120):
+    for _ in range(40):
         corrector.refresh([b + shift for b in batches])
-        for i in torch.randperm(10, generator=generator).tolist():
+        for i in torch.randperm(40, generator=generator).tolist():
             optimizer.zero_grad()
             corrector.backward(batches[i])
             optimizer.step()
