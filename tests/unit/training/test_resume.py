@@ -54,6 +54,18 @@ SETUPS: dict[str, dict[str, Any]] = {
         "growth_signal": "corrected",
     },
     "dense": {"topology": "dense"},
+    "table on disk accumulate": {
+        "corrector": "table",
+        "table_on_disk": True,
+        "partition_epochs": 2,
+        "augment": "yes",
+        "topology": "set",
+        "interval": 2,
+        "accumulate": 2,
+        "batch_size": 8,
+    },
+    "table fp16": {"corrector": "table", "table_precision": "int4", "precision": "fp16"},
+    "age gated": {"corrector": "age", "gate": True, "topology": "set", "interval": 3},
 }
 DROPOUT: dict[str, Any] = {
     "model": "wrn_22_2",
