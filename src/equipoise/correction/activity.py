@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from equipoise.correction.columns import Masked
@@ -23,7 +24,8 @@ class Activity:
         self._model = model
         self._masks = masks
         self._at_snapshot: Named = {}
-        self._seen: list[Tensor] | None = None
+        self._places: Named = {}
+        self._seen: list[Tensor] = []
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name."""
@@ -32,15 +34,22 @@ class Activity:
     def take_snapshot(self) -> None:
         """Remembers what is active now; masks are replaced, never changed in place."""
         self._at_snapshot = self._now()
+        self._places = positions_of(self._model)
         self._seen = self._structure()
 
     def has_changed(self) -> bool:
-        """Whether the topology was rewired since this was last asked, or the snapshot taken."""
+        """Whether other weights are active than at the snapshot; True once for each rewiring.
+
+        A function of what is active then and now, so that a resumed run sees the same.
+        """
         now, before = self._structure(), self._seen
         self._seen = now
-        # After a resume there is nothing to compare with.
-        return before is not None and (
-            len(now) != len(before) or any(a is not b for a, b in zip(now, before, strict=True))
+        if len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True)):
+            return False
+        there = {**self._at_snapshot, **self._places}
+        here = {**self._now(), **positions_of(self._model)}
+        return there.keys() != here.keys() or not all(
+            torch.equal(here[name], there[name].to(here[name].device)) for name in there
         )
 
     def twice(self, name: str, numbers: Tensor) -> Tensor:
@@ -57,7 +66,8 @@ class Activity:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self._at_snapshot = {n: m.clone() for n, m in state.get("masks", {}).items()}
-        self._seen = None
+        self._places = dict(state.get("positions", {}))
+        self._seen = []
 
     def _now(self) -> Named:
         """Masks of the shape of their parameters."""

@@ -252,7 +252,8 @@ def test_only_weights_active_at_both_times_are_corrected() -> None:
     dropped = torch.zeros_like(before)
     dropped.view(-1)[before.flatten().nonzero()[:3]] = True
     topology._weights["0.weight"].replace_((before | grown) & ~dropped, grown, ())
-    corrected, plain = [], []
+    corrected: list[Tensor] = []
+    plain: list[Tensor] = []
     for coefficient, into in ((Constant(1.0), corrected), (Constant(0.0), plain)):
         corrector.coefficient = coefficient
         model.zero_grad()
@@ -292,9 +293,10 @@ def test_a_state_round_trip_mid_epoch_continues_bit_for_bit() -> None:
 def test_a_dead_channel_warns_once_and_does_no_harm() -> None:
     """The hazard built: after growth into a channel without variance old gradients explode."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.BatchNorm1d(3), nn.Linear(3, 1)).double()
+    first = nn.Linear(4, 3, bias=False)
+    model = nn.Sequential(first, nn.BatchNorm1d(3), nn.Linear(3, 1)).double()
     with torch.no_grad():
-        model[0].weight[1] = 1e-7 * torch.randn(4)  # hardly alive: BatchNorm multiplies by 316
+        first.weight[1] = 1e-7 * torch.randn(4)  # hardly alive: BatchNorm multiplies by 316
     batches = [torch.randn(16, 4).double() for _ in range(8)]
     corrector = GradientCorrector(
         model, lambda x: (model(x).squeeze() - x.sum(1)).square().mean(), AgeAdaptive()
@@ -302,7 +304,7 @@ def test_a_dead_channel_warns_once_and_does_no_harm() -> None:
     corrector.refresh(batches)
     corrector.backward(batches[0])
     with torch.no_grad():
-        model[0].weight[1] = torch.randn(4).double()  # by now the channel is alive
+        first.weight[1] = torch.randn(4).double()  # by now the channel is alive
     plain = copy.deepcopy(model)
 
     def walk() -> None:

@@ -37,6 +37,11 @@ def entropy(model: nn.Module, pair: Pair) -> Tensor:
     return F.cross_entropy(model(pair[0]), pair[1])
 
 
+def without_dropout(model: nn.Sequential) -> None:
+    assert isinstance(model[3], nn.Dropout)
+    model[3].p = 0.0
+
+
 def draw(num: int = 5, *, double: bool = True) -> list[Pair]:
     generator = torch.Generator().manual_seed(1)
     dtype = torch.float64 if double else torch.float32
@@ -104,7 +109,7 @@ def test_over_the_batches_the_mean_is_plain_whatever_the_table_holds(
 ) -> None:
     """Property 6, and 3: a random garbage table, different coefficients for every parameter."""
     model, batches = build(), draw()
-    model[3].p = 0.0
+    without_dropout(model)
     topology = Topology(model, sparsity=0.6) if masked else None
     table = table_of(model, masks=topology, precision=precision)
     train(model, table, batches, 3, topology)
@@ -264,7 +269,7 @@ def test_the_loss_scale_is_taken_out_of_what_is_stored() -> None:
     found = []
     for scale in (1.0, 1024.0):
         model, batches = build(), draw()
-        model[3].p = 0.0
+        without_dropout(model)
         table = table_of(model)
         for key in (0, 1, 2, 0, 1, 2, 0):
             model.zero_grad()
@@ -365,7 +370,9 @@ def test_maps_with_channels_last_are_corrected_alike() -> None:
     found = []
     for layout in (torch.contiguous_format, torch.channels_last):
         model, batches = build(), draw()
-        model[3].p = 0.0
+        model[0] = nn.Conv2d(3, 4, 3, padding=1, bias=False).double()
+        batches = [(x.repeat(1, 3, 1, 1) + torch.arange(3).view(3, 1, 1), y) for x, y in batches]
+        without_dropout(model)
         model = model.to(memory_format=layout)  # type: ignore[call-overload]
         topology = Topology(model, sparsity=0.5)
         table = table_of(model, masks=topology)

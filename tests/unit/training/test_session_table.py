@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from equipoise.correction import AgeAdaptive, GradientTable
-from equipoise.records import read_records
+from equipoise.records import RECORDS, find_runs, read_records
 from equipoise.reports.corrections import correction_tables
 from equipoise.reports.page import page_html
 from equipoise.settings import validate
-from equipoise.training.loop import RECORDS, train
+from equipoise.training.loop import train
 
 toy = import_module("tests.unit.training.toy")
 
@@ -84,8 +84,6 @@ def test_records_and_page_hold_what_was_seen(corrector: str, tmp_path: Path) -> 
     assert last.variance_ratio < 1.0
     assert (last.table_bytes is not None) == (corrector == "table")
     assert bool(last.by_age) == (corrector == "age")
-    from equipoise.records import find_runs
-
     runs = find_runs(tmp_path)
     tables = correction_tables({"arm": runs})
     assert len(tables) == (1 if corrector == "table" else 2)
