@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     from equipoise.correction import AgeAdaptive as AgeAdaptive
     from equipoise.correction import Coefficient as Coefficient
     from equipoise.correction import Constant as Constant
+    from equipoise.correction import FixedRecursion as FixedRecursion
+    from equipoise.correction import GradientCache as GradientCache
     from equipoise.correction import GradientCorrector as GradientCorrector
     from equipoise.correction import GradientTable as GradientTable
     from equipoise.correction import LinearDecay as LinearDecay
     from equipoise.correction import LossCovariance as LossCovariance
+    from equipoise.correction import MomentumCorrector as MomentumCorrector
     from equipoise.correction import NoCorrection as NoCorrection
+    from equipoise.correction import StormRecursion as StormRecursion
     from equipoise.engine import to_dense as to_dense
     from equipoise.engine import to_engine as to_engine
     from equipoise.shipping import SparseTensor as SparseTensor
@@ -36,13 +40,17 @@ _ROOMS = {
     "AgeAdaptive": "correction",
     "Coefficient": "correction",
     "Constant": "correction",
+    "FixedRecursion": "correction",
+    "GradientCache": "correction",
     "GradientCorrector": "correction",
     "GradientTable": "correction",
     "LinearDecay": "correction",
     "LossCovariance": "correction",
+    "MomentumCorrector": "correction",
     "NoCorrection": "correction",
     "Rewiring": "topology",
     "SparseTensor": "shipping",
+    "StormRecursion": "correction",
     "Topology": "topology",
     "load_sparse": "shipping",
     "rigl": "topology",

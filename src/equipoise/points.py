@@ -155,7 +155,12 @@ def value_at(model: nn.Module, point: Mapping[str, Tensor], loss: Loss) -> Tenso
 
 
 def value_and_gradient_at(
-    model: nn.Module, point: Mapping[str, Tensor], loss: Loss, *, scale: float = 1.0
+    model: nn.Module,
+    point: Mapping[str, Tensor],
+    loss: Loss,
+    *,
+    scale: float = 1.0,
+    live_buffers: bool = False,
 ) -> tuple[Tensor, Named]:
     r"""Loss and gradient at `point`: :math:`(\ell(\theta'), s\,\nabla \ell(\theta'))`.
 
@@ -164,6 +169,8 @@ def value_and_gradient_at(
         point: Parameters, and positions if they are others, as in `value_at`.
         loss: As in `value_at`.
         scale: Multiplies the gradient (a loss scale), not the value.
+        live_buffers: Use the model's own buffers, so that BatchNorm in training mode moves its
+            running statistics.
 
     Returns:
         The detached loss, shape ``()``, and the gradient by name, each tensor of the shape of its
@@ -195,8 +202,9 @@ def value_and_gradient_at(
         scaled = value if scale == 1.0 else value * scale
         return value, torch.autograd.grad(scaled, list(leaves.values()), allow_unused=True)
 
+    kept = {name for name, _ in model.named_buffers()} if live_buffers else structure
     with torch.enable_grad():
-        value, gradients = _at(model, leaves | positions, structure, both)
+        value, gradients = _at(model, leaves | positions, kept, both)
     # An autocast around this call would keep its casts of these leaves, never to be used again.
     torch.clear_autocast_cache()
     named = zip(leaves, gradients, strict=True)

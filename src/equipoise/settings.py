@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+from equipoise.published import check_correction, in_effect
+
 DatasetName = Literal["digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "image_folder"]
 ModelName = Literal[
     "mlp",
@@ -26,7 +28,24 @@ ModelName = Literal[
     "wrn_28_4",
 ]
 TopologyName = Literal["dense", "static", "set", "rigl", "set_itop", "rigl_itop"]
-CorrectorName = Literal["none", "agent", "no_gamma", "svrg", "fixed", "alpha_svrg", "age", "table"]
+CorrectorName = Literal[
+    "none",
+    "agent",
+    "no_gamma",
+    "reduce_lr",
+    "svrg",
+    "fixed",
+    "alpha_svrg",
+    "mvr",
+    "mvr_fixed",
+    "agent_mvr",
+    "agent_mvr_oracle",
+    "ref_itop",
+    "ref_rigl",
+    "ref_bsr",
+    "age",
+    "table",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +131,42 @@ class CorrectionSettings:
     """Of `fixed` (default 0.1) and at the start of `alpha_svrg` (default 0.75)."""
     refresh_every: int = 1
     """Epochs between snapshots, at least 1."""
-    refresh_draw: Literal["replay", "fresh"] = "replay"
-    """Full gradient over the very batches of the coming epoch, or over another draw of them."""
+    refresh_steps: int | None = None
+    """Steps between snapshots, instead of epochs; at least 1."""
+    refresh_chance: float | None = None
+    """Probability of a new snapshot at a step (loopless), instead of a fixed interval."""
+    refresh_samples: int | None = None
+    """Take the full gradient over a sub-sample of at least so many images; default: over all."""
+    refresh_draw: Literal["replay", "fresh", "clean"] = "replay"
+    """Full gradient over the very batches of the coming epoch, over another draw of them, or over
+    whole batches of images that are not augmented."""
+    refresh_weighting: Literal["samples", "batches"] = "samples"
+    """In the full gradient, count batches by their samples, or all alike."""
+    refresh_statistics: Literal["keep", "move"] = "keep"
+    """Whether a refresh moves the running statistics of BatchNorm, as a training pass does."""
+    refresh_leftover: bool = False
+    """Begin the full gradient with the gradient of the last batch before, as one code does."""
+    compare_with: Literal["previous", "current"] = "previous"
+    """Estimate from losses at the previous snapshot, or, as one code does, at the current one."""
+    first_estimate: Literal["none", "dense", "other"] = "none"
+    """At the first refresh estimate nothing, or against the initial weights before they were
+    masked, or against other initial weights."""
+    initial_coefficient: float = 0.0
+    """AGENT's estimate before there is any, before scaling."""
+    correction_mode: Literal["recompute", "cached"] = "recompute"
+    """Old gradients by a second pass, or as the refresh stored them: a pass less for each step, the
+    same numbers; the refresh must replay every epoch."""
+    cache: Literal["memory", "disk"] = "memory"
+    """Where the stored gradients lie: 4 bytes for every batch and active weight."""
+    keep: Literal["auto", "all", "active"] = "auto"
+    """Entries of masked weights that the corrector keeps; auto: only the active ones where that
+    gives the same numbers."""
+    mvr_share: float = 0.1
+    """Share of the newest gradient in `mvr_fixed` and `agent_mvr_oracle`, in (0, 1]."""
+    mvr_strength: float = 100.0
+    """Constant c of `mvr`, above 0: how the share of the newest gradient follows the step size."""
+    mvr_offset: float = 0.1
+    """Constant w of `mvr`, above 0: added to the sum of squared gradients."""
     gate: bool = False
     """Of age: leave out the second pass where a larger batch of the same cost would do more."""
     table_precision: Literal["int4", "int8", "bf16", "fp32"] = "int8"
@@ -295,6 +348,7 @@ def validate(run: Run) -> None:
             "--growth-signal corrected has no effect on a dense network; "
             "choose --topology rigl, or leave it out."
         )
+    check_correction(in_effect(run.correction))
     if run.correction.corrector == "table" and run.data.partition_epochs == 1:
         raise ValueError(
             "--partition-epochs 1 draws new batches in every epoch, so a table would never meet "
@@ -342,6 +396,8 @@ def engine_refusals(run: Run) -> list[str]:
         refusals.append("--compile")
     if run.loop.precision != "fp32":
         refusals.append(f"--precision {run.loop.precision}")
+    if in_effect(run.correction).keep == "all":
+        refusals.append("a corrector that keeps inactive weights")
     if run.loop.device.startswith("cuda"):
         refusals.append(f"--device {run.loop.device}")
     return refusals
@@ -368,6 +424,13 @@ def _ranges(run: Run) -> list[tuple[str, float | None, float, float, str]]:
         ("smoothing", correction.smoothing, 0, 1, "(]"),
         ("coefficient", correction.coefficient, -inf, inf, "()"),
         ("refresh_every", correction.refresh_every, 1, inf, "[)"),
+        ("refresh_steps", correction.refresh_steps, 1, inf, "[)"),
+        ("refresh_chance", correction.refresh_chance, 0, 1, "(]"),
+        ("refresh_samples", correction.refresh_samples, 1, inf, "[)"),
+        ("initial_coefficient", correction.initial_coefficient, -inf, inf, "()"),
+        ("mvr_share", correction.mvr_share, 0, 1, "(]"),
+        ("mvr_strength", correction.mvr_strength, 0, inf, "()"),
+        ("mvr_offset", correction.mvr_offset, 0, inf, "()"),
         ("learning_rate", optimization.learning_rate, 0, inf, "()"),
         ("momentum", optimization.momentum, 0, 1, "[)"),
         ("weight_decay", optimization.weight_decay, 0, inf, "[)"),

@@ -13,7 +13,8 @@ SOURCE = Path(equipoise.__file__).parent
 ALLOWED = {
     "measure": set(),
     "records": set(),
-    "settings": set(),
+    "published": set(),
+    "settings": {"published"},
     "points": set(),
     "arguments": {"settings"},
     "data": {"data"},
@@ -48,6 +49,7 @@ ALLOWED = {
         "models",
         "measure",
         "points",
+        "published",
         "records",
         "settings",
         "shipping",
@@ -72,7 +74,16 @@ ALLOWED = {
 }
 
 # What must answer without loading torch: help, lists, mistakes, reports.
-WITHOUT_TORCH = ("records", "settings", "arguments", "listing", "showing", "cli", "reports")
+WITHOUT_TORCH = (
+    "records",
+    "published",
+    "settings",
+    "arguments",
+    "listing",
+    "showing",
+    "cli",
+    "reports",
+)
 
 
 def room_of(path: Path) -> str:

@@ -15,14 +15,19 @@ from torch import Tensor, nn
 import equipoise.correction
 from equipoise.correction import (
     AgeAdaptive,
+    AgentRecursion,
     Coefficient,
     Constant,
     Corrector,
+    FixedRecursion,
+    GradientCache,
     GradientCorrector,
     GradientTable,
     LinearDecay,
     LossCovariance,
+    MomentumCorrector,
     NoCorrection,
+    RefreshOptions,
 )
 from equipoise.measure import unmeasured
 
@@ -31,6 +36,11 @@ Loss = Callable[[Tensor], Any]
 
 def _with(make: Callable[[], Coefficient]) -> Callable[..., Corrector[Tensor]]:
     return lambda model, loss_fn, **more: GradientCorrector(model, loss_fn, make(), **more)
+
+
+def _oracle(model: nn.Module, loss_fn: Loss, **more: Any) -> Corrector[Tensor]:
+    snapshots = GradientCorrector(model, loss_fn, LossCovariance(), **more)
+    return MomentumCorrector(model, loss_fn, snapshots=snapshots, **more)
 
 
 TABLE: dict[str, Callable[..., Corrector[Tensor]]] = {
@@ -45,6 +55,24 @@ TABLE: dict[str, Callable[..., Corrector[Tensor]]] = {
     "by age": _with(AgeAdaptive),
     "by age, recentred": _with(lambda: AgeAdaptive(mismatch="recentre")),
     "AGENT clipped": _with(lambda: LossCovariance(clip=(0.0, 1.0))),
+    "AGENT as one code has it": lambda model, loss_fn, **more: GradientCorrector(
+        model,
+        loss_fn,
+        LossCovariance(initial=0.1),
+        options=RefreshOptions(weighting="batches", compares_with="current", adds_leftover=True),
+        **more,
+    ),
+    "SVRG cached": lambda model, loss_fn, **more: GradientCorrector(
+        model, loss_fn, Constant(1.0), cache=GradientCache(), **more
+    ),
+    "MVR": MomentumCorrector,
+    "MVR without memory": lambda model, loss_fn, **more: MomentumCorrector(
+        model, loss_fn, FixedRecursion(1.0), **more
+    ),
+    "AGENT + MVR": lambda model, loss_fn, **more: MomentumCorrector(
+        model, loss_fn, AgentRecursion(LossCovariance(scaling=1.0)), **more
+    ),
+    "AGENT + MVR, oracle": _oracle,
 }
 NAMES = pytest.mark.parametrize("name", TABLE)
 
@@ -84,6 +112,8 @@ def same(a: Any, b: Any) -> bool:
         return isinstance(b, Tensor) and torch.equal(a, b)
     if isinstance(a, dict):
         return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
     return bool(a == b)
 
 
@@ -96,7 +126,7 @@ def test_every_public_corrector_is_in_the_table() -> None:
     assert public == {type(make(build(), lambda x: x)) for make in TABLE.values()}
 
 
-@pytest.mark.parametrize("corrector", [NoCorrection, GradientCorrector])
+@pytest.mark.parametrize("corrector", [NoCorrection, GradientCorrector, MomentumCorrector])
 def test_the_signatures_are_those_of_the_protocol(corrector: type) -> None:
     for method in ("refresh", "backward", "state_dict", "load_state_dict"):
         expected = inspect.signature(getattr(Corrector, method)).parameters.values()

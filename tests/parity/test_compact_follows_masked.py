@@ -225,7 +225,7 @@ def test_a_session_clips_and_corrects_both_kinds_alike(topology: str) -> None:
     """To rounding: the norm adds up the same gradients in another order."""
     toy: Any = import_module("tests.unit.training.toy")
     build_optimizer = import_module("equipoise.training.optimizers").build_optimizer
-    build = import_module("equipoise.training.build")
+    correcting = import_module("equipoise.training.correcting")
 
     def trained(compact: bool) -> Any:
         settings = {"topology": topology, "corrector": "agent", "clip_norm": 0.05}
@@ -235,8 +235,18 @@ def test_a_session_clips_and_corrects_both_kinds_alike(topology: str) -> None:
             session.model = layers.compact_copy(session.model, session.topology)
             stores = layers.compact_stores(session.model)
             session.topology.rebind_(stores, model=session.model)
-            parts = (session.model, session.objective, session.run, session.device, session.meter)
-            session.corrector = build.build_corrector(*parts)
+            surroundings = correcting.Surroundings(
+                model=session.model,
+                topology=session.topology,
+                images=session.images.train,
+                device=session.device,
+                measure=session.meter,
+                num_refreshes=session.schedule.count,
+                folder=None,
+            )
+            session.corrector = correcting.build_corrector(
+                session.objective, session.run, surroundings
+            )
             trainable = list(session.model.parameters())
             session.optimizer = build_optimizer(trainable, session.run.optimization)
             session.topology.attach(session.optimizer)

@@ -14,11 +14,15 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
 from equipoise.correction import (
+    AgentRecursion,
     Constant,
     Corrector,
+    FixedRecursion,
+    GradientCache,
     GradientCorrector,
     LinearDecay,
     LossCovariance,
+    MomentumCorrector,
     NoCorrection,
 )
 
@@ -56,6 +60,13 @@ class ZeroAfterAll(BusyZero):
 
 CORRECTORS: dict[str, MakeCorrector] = {
     "NoCorrection": NoCorrection,
+    "MVR without memory": partial(MomentumCorrector, recursion=FixedRecursion(1.0)),
+    "MVR of AGENT(0)": lambda m, f: MomentumCorrector(
+        m, f, AgentRecursion(LossCovariance(scaling=0.0))
+    ),
+    "evaluated, cached": lambda m, f: GradientCorrector(
+        m, f, ZeroAfterAll(), cache=GradientCache()
+    ),
     "Constant(0)": partial(GradientCorrector, coefficient=Constant(0.0)),
     "LossCovariance(0)": lambda m, f: GradientCorrector(m, f, LossCovariance(scaling=0.0)),
     "LinearDecay(0)": lambda m, f: GradientCorrector(m, f, LinearDecay(0.0, EPOCHS)),

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from equipoise.correction import Constant, GradientCorrector, loss_regression
+from equipoise.correction import Constant, GradientCache, GradientCorrector, loss_regression
 
 TOLERANCE = 1e-10
 Grads = dict[str, Tensor]
@@ -67,11 +67,13 @@ def plain(model: nn.Module, x: Tensor) -> Grads:
     return take_gradients(model)
 
 
-def corrected(case: Case, constant: float, weights: list[float] | None = None) -> list[Grads]:
+def corrected(
+    case: Case, constant: float, weights: list[float] | None = None, **options: Any
+) -> list[Grads]:
     """Corrected gradients of all batches at the moved parameters, the snapshot being before."""
     model = copy.deepcopy(case.model)
     corrector: GradientCorrector[Tensor]
-    corrector = GradientCorrector(model, lambda x: loss(model, x), Constant(constant))
+    corrector = GradientCorrector(model, lambda x: loss(model, x), Constant(constant), **options)
     corrector.refresh(case.batches, weights=weights)
     model.load_state_dict(case.moved.state_dict())
     gradients = []
@@ -159,6 +161,41 @@ def test_the_order_of_the_batches_and_the_unit_of_the_weights_do_not_matter(
 
 
 moderate = st.floats(-1e3, 1e3, width=32)
+
+
+@given(cases(), coefficients, seeds)
+@settings(max_examples=40, deadline=None)
+def test_with_masks_and_stored_gradients_it_still_is_at_the_active_weights(
+    case: Case, constant: float, seed: int
+) -> None:
+    """Masks that move between snapshot and steps; inactive weights are 0 at both."""
+    generator = torch.Generator().manual_seed(seed)
+    then, now = (
+        {
+            n: torch.rand(p.shape, generator=generator) < 0.5
+            for n, p in case.model.named_parameters()
+            if p.ndim == 2
+        }
+        for _ in range(2)
+    )
+    with torch.no_grad():
+        for model, masks in ((case.model, then), (case.moved, now)):
+            for n, mask in masks.items():
+                model.get_parameter(n).mul_(mask)
+    current = iter([then, *[now] * len(case.batches)])
+    found = corrected(case, constant, masks=lambda: next(current), cache=GradientCache())
+    at_once = iter([then, *[now] * len(case.batches)])
+    recomputed = corrected(case, constant, masks=lambda: next(at_once))
+    sizes = [float(len(x)) for x in case.batches]
+    new = [plain(case.moved, x) for x in case.batches]
+    assert close(mean(sizes, found), mean(sizes, new), largest(found + new))
+    for one, two, three in zip(found, recomputed, new, strict=True):
+        assert all(torch.equal(one[name], two[name]) for name in one)
+        for name, mask in then.items():
+            alone = ~(mask & now[name])
+            assert torch.equal(one[name][alone], three[name][alone])
+
+
 pairs = st.lists(st.tuples(moderate, moderate, st.floats(0.125, 64.0)), min_size=2, max_size=30)
 anything = st.floats(width=32, allow_nan=True, allow_infinity=True)
 any_size = st.one_of(st.floats(0.0, math.inf, width=32), st.just(math.nan))

@@ -25,6 +25,7 @@ tilings = st.builds(
     st.sampled_from([1, 2, 4]),
     st.sampled_from([1, 2, 3, 4, 6, 8, 16]),
     st.sampled_from([1, 2, 4]),
+    st.sampled_from([0, 1]),
 )
 
 

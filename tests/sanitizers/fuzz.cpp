@@ -50,7 +50,7 @@ struct Source {
 
 struct Tiling {
   int64_t block, group;
-  int32_t rows, columns;
+  int32_t rows, columns, ahead;
 };
 
 struct Case {
@@ -72,6 +72,7 @@ Tiling draw_tiling(Source& source) {
   tiling.group = groups[source.pick(0, 3)];
   tiling.rows = static_cast<int32_t>(source.pick(1, 5));
   tiling.columns = static_cast<int32_t>(source.pick(1, 18));
+  tiling.ahead = static_cast<int32_t>(source.pick(0, 1));
   return tiling;
 }
 
@@ -197,7 +198,7 @@ struct Maps {
 
 // A list and the arrays that it points to.
 struct List {
-  std::vector<int32_t> starts, offsets, sources;
+  std::vector<int32_t> starts, slots, tap_rows, offsets, sources;
   EqList list;
 };
 
@@ -213,6 +214,7 @@ List make(const Case& c, const Tiling& tiling, bool transposed, const int64_t* p
   q.expanded = c.wide;
   q.block = tiling.block > 0 && tiling.block < channels ? tiling.block : channels;
   q.group = tiling.group;
+  q.taps = c.wide ? 1 : g.kernel[0];
   q.channel = read.channel / place_lines;
   q.row = read.row / place_lines;
   q.column = read.column / place_lines;
@@ -224,22 +226,28 @@ List make(const Case& c, const Tiling& tiling, bool transposed, const int64_t* p
   const int64_t blocks = (channels + q.block - 1) / q.block;
   const int64_t groups = (rows + q.group - 1) / q.group;
   List made;
-  made.starts.resize(static_cast<size_t>(blocks * (groups + 1)));
+  const int64_t parts = q.group == 2 ? 3 : 1, width = q.group == 4 ? 4 : 1;
+  made.starts.resize(static_cast<size_t>(blocks * groups * parts * q.taps + 1));
+  made.slots.resize(made.starts.size());
+  made.tap_rows.resize(static_cast<size_t>(q.taps));
   const int64_t count = static_cast<int64_t>(c.positions.size());
   const int64_t reached = c.wide ? written_size[0] * written_size[1] : 1;
   made.offsets.resize(static_cast<size_t>(count * reached));
-  made.sources.resize(static_cast<size_t>(count * reached * q.group));
+  made.sources.resize(static_cast<size_t>(count * reached * width));
   const int64_t entries =
       eq_make_list(&g, &q, c.positions.data(), count, groups, blocks, made.starts.data(),
-                   made.offsets.data(), made.sources.data());
+                   made.slots.data(), made.tap_rows.data(), made.offsets.data(),
+                   made.sources.data());
   if (entries < 0 || entries > count * reached) fail(c, "any", "the number of entries");
   // What lies behind the last entry must not be read.
   made.offsets.resize(static_cast<size_t>(entries));
   made.offsets.shrink_to_fit();
-  made.sources.resize(static_cast<size_t>(entries * q.group));
+  const int64_t weights = q.group == 2 ? made.slots.back() : entries * width;
+  made.sources.resize(static_cast<size_t>(weights));
   made.sources.shrink_to_fit();
-  made.list = {made.starts.data(), made.offsets.data(), made.sources.data(), groups, blocks,
-               entries,            q.group,             place_lines};
+  made.list = {made.starts.data(),  made.slots.data(), made.tap_rows.data(), made.offsets.data(),
+               made.sources.data(), groups,            blocks,               q.taps,
+               entries,             weights,           q.group,              place_lines};
   return made;
 }
 
@@ -258,6 +266,12 @@ EqGrid grid_of(const Case& c, const Maps& read, const Maps& written, const int64
     return grid;
   }
   grid.tile_rows = tiling.rows;
+  grid.ahead = tiling.ahead;
+  grid.in_rows = read.size.rows;
+  grid.in_step = step[0];
+  grid.in_map_row = read.maps.row;
+  grid.in_channels = read.size.channels;
+  grid.in_channel = read.maps.channel;
   grid.outer = c.blocks();
   grid.rows = rows, grid.columns = columns;
   grid.in_outer = read.maps.block;

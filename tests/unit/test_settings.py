@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from equipoise import settings as module
 from equipoise.data import dataset_names
 from equipoise.models import model_names
+from equipoise.published import PUBLISHED, in_effect
 from equipoise.settings import (
     CorrectionSettings,
     DatasetName,
@@ -165,8 +166,70 @@ def test_runs_cannot_be_changed_in_place() -> None:
 def test_the_default_run_is_valid_and_so_is_one_with_everything_changed() -> None:
     validate(Run())
     run = with_setting(everything_changed(), "topology", "rigl")
-    # Compiling, half precision and the kernels exclude one another.
-    validate(with_setting(run, "engine", "dense"))
+    # Compiling, half precision and the kernels exclude one another, and so do two schedules, a slip
+    # without its weighting, and stored gradients of another draw.
+    for name, value in (
+        ("engine", "dense"),
+        ("refresh_chance", None),
+        ("correction_mode", "recompute"),
+    ):
+        run = with_setting(run, name, value)
+    validate(run)
+
+
+CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "two schedules": ({"refresh_steps": 5, "refresh_chance": 0.1}, "two schedules; got both"),
+    "a slip alone": ({"refresh_leftover": True}, "add --refresh-weighting batches"),
+    "nothing to store": ({"correction_mode": "cached", "corrector": "mvr"}, "mvr has none; choose"),
+    "nothing corrected": ({"correction_mode": "cached"}, "none has none; choose"),
+    "another draw": (
+        {"correction_mode": "cached", "corrector": "svrg", "refresh_draw": "fresh"},
+        "got --refresh-draw fresh",
+    ),
+    "a published draw": (
+        {"correction_mode": "cached", "corrector": "ref_itop"},
+        "got --refresh-draw fresh",
+    ),
+    "another epoch": (
+        {"correction_mode": "cached", "corrector": "svrg", "refresh_every": 2},
+        "got --refresh-every 2",
+    ),
+    "within an epoch": (
+        {"correction_mode": "cached", "corrector": "svrg", "refresh_steps": 2},
+        "got --refresh-steps 2",
+    ),
+    "a sub-sample": (
+        {"correction_mode": "cached", "corrector": "svrg", "refresh_samples": 2},
+        "got --refresh-samples 2",
+    ),
+    "kernels for all weights": (
+        {"engine": "sparse", "corrector": "ref_rigl"},
+        "a corrector that keeps inactive weights",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_contradictions_of_the_correction_get_a_sentence(name: str) -> None:
+    changes, words = CONTRADICTIONS[name]
+    run = Run()
+    for setting, value in changes.items():
+        run = with_setting(run, setting, value)
+    with pytest.raises(ValueError, match=words) as caught:
+        validate(run)
+    assert str(caught.value).count(".") == 1
+
+
+def test_a_published_code_is_a_combination_that_can_be_changed() -> None:
+    plain = CorrectionSettings(corrector="agent")
+    assert in_effect(plain) == plain
+    itop = in_effect(CorrectionSettings(corrector="ref_itop"))
+    assert (itop.initial_coefficient, itop.first_estimate) == (0.1, "dense")
+    assert itop.refresh_leftover
+    changed_by_hand = CorrectionSettings(corrector="ref_itop", first_estimate="other")
+    assert in_effect(changed_by_hand) == replace(itop, first_estimate="other")
+    for name, preset in PUBLISHED.items():
+        assert preset.keys() <= {field.name for field in fields(CorrectionSettings)}, name
 
 
 INF, NAN = float("inf"), float("nan")
@@ -191,6 +254,13 @@ RANGES: dict[str, tuple[list[Any], list[Any]]] = {
     "smoothing": TO_1,
     "coefficient": ([0.0, -5.0, 1e9], [INF, -INF, NAN]),
     "refresh_every": COUNT,
+    "refresh_steps": COUNT,
+    "refresh_chance": TO_1,
+    "refresh_samples": COUNT,
+    "initial_coefficient": ([0.0, -5.0, 1e9], [INF, -INF, NAN]),
+    "mvr_share": TO_1,
+    "mvr_strength": POSITIVE,
+    "mvr_offset": POSITIVE,
     "learning_rate": POSITIVE,
     "momentum": FROM_0,
     "weight_decay": AT_LEAST_0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -23,19 +23,30 @@ def num_samples(batch: Any) -> float:
         >>> num_samples((torch.zeros(8, 3), torch.zeros(8)))
         8.0
     """
-    found = _first_length(batch, ())
-    return 1.0 if found is None else float(found)
+    found = next(tensors_in(batch), None)
+    if found is None or found.ndim == 0:
+        return 1.0
+    return float(found.shape[0])
 
 
-def _first_length(batch: Any, outer: tuple[int, ...]) -> int | None:
-    """Depth-first search for a tensor; `outer` are the identities of the objects around it."""
+def tensors_in(batch: Any, outer: tuple[int, ...] = ()) -> Iterator[Tensor]:
+    """All tensors of a batch, depth first.
+
+    Args:
+        batch: As in `num_samples`.
+        outer: Identities of the objects around it.
+
+    Example:
+        >>> import torch
+        >>> [tuple(t.shape) for t in tensors_in({"x": torch.zeros(2, 3), "y": [torch.zeros(2)]})]
+        [(2, 3), (2,)]
+    """
     if isinstance(batch, Tensor):
-        return int(batch.shape[0]) if batch.ndim > 0 else 1
+        yield batch
     # A record may hold its owner or itself; such a cycle is walked once.
-    if id(batch) in outer:
-        return None
-    lengths = (_first_length(part, (*outer, id(batch))) for part in _parts(batch))
-    return next((length for length in lengths if length is not None), None)
+    elif id(batch) not in outer:
+        for part in _parts(batch):
+            yield from tensors_in(part, (*outer, id(batch)))
 
 
 def _parts(batch: Any) -> Iterable[Any]:

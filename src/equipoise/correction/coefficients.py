@@ -255,6 +255,8 @@ class LossCovariance:
         smoothing: Weight alpha of the new estimate in the moving average, in (0, 1].
         clip: Bounds for the smoothed estimate before scaling; None leaves it free. The paper
             states [0, 1], none of its published codes clips.
+        initial: The smoothed estimate before there is any; the paper has 0, two of its published
+            codes 0.1.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -273,12 +275,15 @@ class LossCovariance:
     scaling: float = 0.1
     smoothing: float = 0.3
     clip: tuple[float, float] | None = None
+    initial: float = 0.0
     smoothed: float = field(default=0.0, init=False)
     estimate: float | None = field(default=None, init=False)
     correlation: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         _require_finite("LossCovariance", self.scaling)
+        _require_finite("LossCovariance", self.initial)
+        self.smoothed = self.initial
         if self.scaling < 0.0:
             raise ValueError(
                 f"scaling is at least 0; got {self.scaling}; the published value is 0.1."

@@ -12,16 +12,20 @@ from torch import Tensor, nn
 
 from equipoise.correction.activity import Activity
 from equipoise.correction.batches import num_samples
+from equipoise.correction.cache import GradientCache, fingerprint
 from equipoise.correction.coefficients import Coefficient, LossCovariance
 from equipoise.correction.columns import Masked
-from equipoise.correction.gradients import add_weighted, all_finite, next_weight, set_aside
+from equipoise.correction.gradients import add_weighted, all_finite, next_weight
+from equipoise.correction.options import RefreshOptions
 from equipoise.correction.overlap import Overlap
 from equipoise.correction.plain import AnyBatch, accumulate
 from equipoise.correction.saved import check_fit
-from equipoise.correction.watched import Watching, correct_watched, warn_of_old
+from equipoise.correction.storage import Masks, add_active_, no_masks, pack, unpack
+from equipoise.correction.watched import Watching, warn_of_old, watched_step
 from equipoise.measure import Measure, unmeasured
 from equipoise.points import (
     Named,
+    RandomState,
     device_of,
     position_names,
     positions_of,
@@ -75,10 +79,19 @@ class GradientCorrector(Generic[AnyBatch]):
             parameters through `model`: a parameter tensor captured from outside is not replaced
             at the snapshot.
         coefficient: Default `LossCovariance()`, which is AGENT.
-        masks: A `Topology`: only weights that were active at the snapshot and are now are then
-            corrected. Default: every position of every parameter, as published.
         batch_size: Number of samples in a batch; default: the length of the first tensor in it.
         measure: Told about every pass, for accounts of cost.
+        options: Of a refresh; default: all as it should be.
+        masks: Says which entries of which parameters are active. Snapshot and full gradient then
+            keep those only, and the correction acts on entries active at the snapshot and now:
+            the same numbers, bit for bit, as long as masks do not change between two refreshes.
+        cache: Keeps the batch gradients of a refresh, so that `backward` needs no second pass on
+            the same batches; on another batch it makes one. If the batches come in the order of
+            the refresh and nothing but the passes draws random numbers meanwhile, the numbers are
+            those of two passes, bit for bit, with dropout too.
+        first_snapshot: Parameters by name that the first estimate is made against; default: none,
+            so that the first refresh makes no estimate.
+        topology: As `masks`, but all entries are kept; for coefficients that watch gradients.
 
     Example:
         >>> model = torch.nn.Linear(2, 1)
@@ -103,9 +116,13 @@ class GradientCorrector(Generic[AnyBatch]):
         loss_fn: Callable[[AnyBatch], Tensor],
         coefficient: Coefficient | None = None,
         *,
-        masks: Masked | None = None,
         batch_size: Callable[[AnyBatch], float] = num_samples,
         measure: Measure = unmeasured,
+        options: RefreshOptions | None = None,
+        masks: Masks = no_masks,
+        cache: GradientCache | None = None,
+        first_snapshot: Named | None = None,
+        topology: Masked | None = None,
     ) -> None:
         if isinstance(coefficient, int | float):
             raise ValueError(
@@ -115,11 +132,16 @@ class GradientCorrector(Generic[AnyBatch]):
         self.model = model
         self.loss_fn = loss_fn
         self.coefficient: Coefficient = LossCovariance() if coefficient is None else coefficient
-        self.snapshot: Named = {}
+        self.options = RefreshOptions() if options is None else options
+        self.cache = cache
+        self.snapshot: Named = {} if first_snapshot is None else dict(first_snapshot)
         self.full_gradient: Named = {}
         self.positions: Named = {}
+        self.packing: Named = {}
+        self.leftover: Named = {}
+        self._masks = masks
         self.num_refreshes = 0
-        self._active = Activity(model, masks)
+        self._active = Activity(model, topology)
         self._overlap = Overlap()
         self._batch_size = batch_size
         self._measure = measure
@@ -169,22 +191,26 @@ class GradientCorrector(Generic[AnyBatch]):
         """
         point = {name: p.detach() for name, p in trainable(self.model).items()}
         before = self.coefficient.state_dict()
+        self._drop_stored()
         try:
             self.coefficient.advance()
             if self.coefficient.idle:
-                self.snapshot, self.full_gradient, self.positions = {}, {}, {}
+                self.snapshot, self.full_gradient, self.positions, self.packing = {}, {}, {}, {}
             else:
                 full = self.full_gradient
+                packing = {n: mask for n, mask in self._masks().items() if n in point}
                 if not self._only_snapshot_is_needed():
                     with preserved(device_of(self.model)):
-                        full = self._evaluate(point, batches, weights, scale)
-                snapshot = {name: p.clone() for name, p in point.items()}
+                        full = self._evaluate(point, batches, weights, scale, packing)
+                snapshot = {n: t.clone() for n, t in pack(point, packing).items()}
                 positions = {n: i for n, i in positions_of(self.model).items() if n in point}
                 # Together, because gradients of one snapshot mean nothing at another.
                 self.snapshot, self.full_gradient, self.positions = snapshot, full, positions
+                self.packing = packing
                 self._active.take_snapshot()
         except BaseException:  # an interrupted refresh can be repeated
             self.coefficient.load_state_dict(before)
+            self._drop_stored()  # some may be of a snapshot that was not taken
             raise
         self.num_refreshes += 1
         self._steps_without_refresh = 0
@@ -227,21 +253,36 @@ class GradientCorrector(Generic[AnyBatch]):
         loss = partial(self.loss_fn, batch)
         samples = self._batch_size(batch)
         if isinstance(self.coefficient, Watching) and self.full_gradient:
-            value = self._watched(self.coefficient, loss, samples, scale)
-            self._remind_of_refresh()
-            return value
-        coefficient = self.coefficient_value
-        state = random_state(device_of(self.model)) if coefficient != 0.0 else None
+            return watched_step(self, self.coefficient, loss, samples, scale)
+        state = random_state(device_of(self.model)) if self.coefficient_value != 0.0 else None
         with self._measure("new_gradient", samples=samples, forwards=1, backwards=1):
             value = accumulate(loss, scale)
-        if state is not None:
-            with self._measure("old_gradient", samples=samples, forwards=1, backwards=1):
-                with replayed(state):
-                    old_point = self._snapshot_point()
-                    _, old = value_and_gradient_at(self.model, old_point, loss, scale=scale)
-                self._add_correction(old, coefficient, scale)
+        if self.options.adds_leftover:
+            self._keep_leftover(scale)
+        self.add_correction(batch, state, share=1.0, scale=scale)
         self._remind_of_refresh()
         return value
+
+    def add_correction(
+        self, batch: AnyBatch, state: RandomState | None, *, share: float, scale: float = 1.0
+    ) -> None:
+        """Adds a share of the correction of one batch to ``p.grad``, without the new gradient.
+
+        Args:
+            batch: The one whose new gradient is there already.
+            state: The random numbers that the new gradient began with; may be None where the
+                coefficient is 0.
+            share: Of the coefficient; where the product is 0 no pass is made.
+            scale: As in `backward`.
+        """
+        coefficient = share * self.coefficient_value
+        if coefficient != 0.0 and state is not None:
+            stored = self._stored_gradient(batch, scale)
+            passes, samples = int(stored is None), self._batch_size(batch)
+            loss = partial(self.loss_fn, batch)
+            with self._measure("old_gradient", samples=samples, forwards=passes, backwards=passes):
+                old = self._old_gradient(loss, state, scale) if stored is None else stored
+                self._add_correction(old, coefficient, scale)
 
     def state_dict(self) -> dict[str, Any]:
         """Snapshot with its positions, full gradient, coefficient; plain tensors and numbers.
@@ -254,6 +295,9 @@ class GradientCorrector(Generic[AnyBatch]):
             "snapshot": dict(self.snapshot),
             "full_gradient": dict(self.full_gradient),
             "positions": dict(self.positions),
+            "packing": dict(self.packing),
+            "leftover": dict(self.leftover),
+            "cache": None if self.cache is None else self.cache.state_dict(),
             "coefficient": self.coefficient.state_dict(),
             "num_refreshes": self.num_refreshes,
         }
@@ -270,8 +314,8 @@ class GradientCorrector(Generic[AnyBatch]):
                 f"the corrector state has format {state.get('format')}, expected {FORMAT}; "
                 "load it with the version of equipoise that wrote it."
             )
-        # A state without positions is one of a model without compact parameters.
-        saved = {"positions": {}, **state}
+        # What a state lacks, the version that wrote it did not have.
+        saved = {"positions": {}, "packing": {}, "leftover": {}, "cache": None, **state}
         check_fit(saved, self.model)
         try:
             self.coefficient.load_state_dict(state["coefficient"])
@@ -281,43 +325,20 @@ class GradientCorrector(Generic[AnyBatch]):
                 "give the corrector the coefficient that it was saved with."
             ) from error
         parameters = dict(self.model.named_parameters())
-        self.snapshot, self.full_gradient, self.positions = (
+        self.snapshot, self.full_gradient, self.positions, self.packing, self.leftover = (
             {name: t.to(parameters[name].device).clone() for name, t in saved[part].items()}
-            for part in ("snapshot", "full_gradient", "positions")
+            for part in ("snapshot", "full_gradient", "positions", "packing", "leftover")
         )
+        self._drop_stored()
+        if self.cache is not None and saved["cache"] is not None:
+            self.cache.load_state_dict(saved["cache"])
         self._active.load_state_dict(state)
         self.num_refreshes = int(state["num_refreshes"])
 
-    def _watched(
-        self, watching: Watching, loss: Callable[[], Tensor], samples: float, scale: float
-    ) -> Tensor:
-        """A step of a coefficient that sees the gradients; see `Watching`."""
-        if self._active.has_changed():
-            watching.rewired()
-        weights = watching.plan(len(self.full_gradient))
-        state = random_state(device_of(self.model))
-        with set_aside(trainable(self.model)):
-            with self._measure("new_gradient", samples=samples, forwards=1, backwards=1):
-                value = accumulate(loss, scale)
-            if weights is not None:
-                with self._measure("old_gradient", samples=samples, forwards=1, backwards=1):
-                    with replayed(state):
-                        point = self._snapshot_point()
-                        _, old = value_and_gradient_at(self.model, point, loss, scale=scale)
-                    here = partial(self._carried, positions_of(self.model))
-                    correct_watched(
-                        watching, self._active, self.full_gradient, old, weights, scale, here
-                    )
-        return value
-
-    def _carried(self, positions: Named, name: str, numbers: Tensor) -> Tensor:
-        """Numbers at the positions of the snapshot as numbers at those of now."""
-        if name not in positions or name not in self.positions:
-            return numbers
-        return self._overlap.carry(name, numbers, self.positions[name], positions[name])
-
     def _snapshot_point(self) -> Named:
         """The snapshot with the positions that it was taken at."""
+        if self.packing:
+            return unpack(self.snapshot, self.packing, dict(self.model.named_parameters()))
         if not self.positions:
             return self.snapshot
         self.positions = self._overlap.unify(self.positions, positions_of(self.model))
@@ -326,7 +347,7 @@ class GradientCorrector(Generic[AnyBatch]):
 
     def _only_snapshot_is_needed(self) -> bool:
         """Without a previous snapshot there is no estimate, so a coefficient of 0 stays 0."""
-        first = not self.snapshot
+        first = not self.snapshot and not self.options.updates_buffers
         return first and self.coefficient.needs_losses and self.coefficient.value == 0.0
 
     def _evaluate(
@@ -335,19 +356,26 @@ class GradientCorrector(Generic[AnyBatch]):
         batches: Iterable[AnyBatch],
         weights: Iterable[float] | None,
         scale: float,
+        packing: Named,
     ) -> Named:
         """Full gradient at `point`; shows the coefficient the losses there and at the snapshot."""
         total: Named = {}
+        if self.options.adds_leftover:
+            add_weighted(total, self.leftover, 1.0)
         current: list[Tensor] = []
         previous: list[Tensor] = []
         sizes: list[float] = []
         compares = bool(self.snapshot) and self.coefficient.needs_losses
-        old_point = self._snapshot_point()
+        old_point = point
+        if compares and self.options.compares_with == "previous":
+            old_point = self._snapshot_point()
         given = None if weights is None else iter(weights)
+        counts_alike = self.options.weighting == "batches"
         device = device_of(self.model)
         for batch in batches:
             samples = self._batch_size(batch)
-            sizes.append(samples if given is None else next_weight(given, len(sizes)))
+            usual = 1.0 if counts_alike else samples
+            sizes.append(usual if given is None else next_weight(given, len(sizes)))
             loss = partial(self.loss_fn, batch)
             state = random_state(device)
             value, gradient = self._gradient_at(point, loss, samples, scale)
@@ -356,7 +384,11 @@ class GradientCorrector(Generic[AnyBatch]):
                 scale = max(1.0, scale / _SCALE_BACKOFF)
                 with replayed(state):
                     value, gradient = self._gradient_at(point, loss, samples, scale)
+            gradient = pack(gradient, packing)
             add_weighted(total, gradient, sizes[-1] / scale)
+            if self.cache is not None:
+                unscaled = {name: tensor / scale for name, tensor in gradient.items()}
+                self.cache.append(gradient if scale == 1.0 else unscaled, fingerprint(batch))
             current.append(value)
             if compares:
                 with (
@@ -394,7 +426,36 @@ class GradientCorrector(Generic[AnyBatch]):
     ) -> tuple[Tensor, Named]:
         """Loss and scaled gradient of one batch of a refresh."""
         with self._measure("refresh", samples=samples, forwards=1, backwards=1):
-            return value_and_gradient_at(self.model, point, loss, scale=scale)
+            live = self.options.updates_buffers
+            return value_and_gradient_at(self.model, point, loss, scale=scale, live_buffers=live)
+
+    def _old_gradient(self, loss: Callable[[], Tensor], state: RandomState, scale: float) -> Named:
+        """The gradient at the snapshot with the random numbers of the new one, packed."""
+        with replayed(state):
+            old_point = self._snapshot_point()
+            _, old = value_and_gradient_at(self.model, old_point, loss, scale=scale)
+        return pack(old, self.packing)
+
+    def _stored_gradient(self, batch: AnyBatch, scale: float) -> Named | None:
+        """The same from the cache, if there is one and it still has it."""
+        if self.cache is None:
+            return None
+        stored = self.cache.read(fingerprint(batch))
+        if stored is None:
+            return None
+        device = device_of(self.model)
+        moved = {name: tensor.to(device) for name, tensor in stored.items()}
+        return moved if scale == 1.0 else {n: tensor * scale for n, tensor in moved.items()}
+
+    def _drop_stored(self) -> None:
+        """Empties the cache; what is asked of it then takes a pass."""
+        if self.cache is not None:
+            self.cache.clear()
+
+    def _keep_leftover(self, scale: float) -> None:
+        """Keeps the new gradient as it is before it is corrected."""
+        named = trainable(self.model).items()
+        self.leftover = {n: p.grad / scale for n, p in named if p.grad is not None}
 
     @torch.no_grad()
     def _add_correction(self, old: Named, coefficient: float, scale: float) -> None:
@@ -407,15 +468,21 @@ class GradientCorrector(Generic[AnyBatch]):
             warn_of_old()
             return
         positions = positions_of(self.model) if self.positions else {}
+        masks = self._masks() if self.packing else {}
         for name, parameter in trainable(self.model).items():
             if name not in self.full_gradient:
                 continue
             difference = self.full_gradient[name] * scale
             if name in old:
                 difference.sub_(old[name])
-            difference = self._active.twice(name, self._carried(positions, name, difference))
+            difference = self._overlap.between(name, difference, self.positions, positions)
+            difference = self._active.twice(name, difference)
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+            if name in self.packing:
+                then, kept = self.packing[name], masks.get(name)
+                add_active_(parameter.grad, difference, then, kept, factor=coefficient)
+                continue
             parameter.grad.add_(difference.to(parameter.grad.dtype), alpha=coefficient)
 
     def _remind_of_refresh(self) -> None:

@@ -18,16 +18,19 @@ def check_fit(state: Mapping[str, Any], model: nn.Module) -> None:
     parameter's snapshot is as long as its own positions, not as the parameter is now.
 
     Args:
-        state: Its "snapshot", "full_gradient" and "positions" are looked at.
+        state: Its "snapshot", "full_gradient", "positions" and "packing" are looked at.
         model: The corrector's.
 
     Raises:
         ValueError: With the first names that do not fit.
     """
     positions: Mapping[str, Tensor] = state["positions"]
+    packing: Mapping[str, Tensor] = state["packing"]
     # Those frozen since the refresh are still in the snapshot.
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    _refuse("packing", _unlike(packing, shapes))
     shapes |= {n: tuple(index.shape) for n, index in positions.items() if n in shapes}
+    shapes |= {n: (int(mask.count_nonzero()),) for n, mask in packing.items()}
     needed = trainable(model).keys() if state["snapshot"] else set()
     missing = sorted(needed - state["snapshot"].keys())
     _refuse("snapshot", _unlike(state["snapshot"], shapes) + missing)

@@ -7,11 +7,22 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from equipoise.correction.activity import Activity
-from equipoise.correction.gradients import all_finite
-from equipoise.points import Named
+from equipoise.correction.gradients import all_finite, set_aside
+from equipoise.correction.overlap import Overlap
+from equipoise.correction.plain import accumulate
+from equipoise.measure import Measure
+from equipoise.points import (
+    Loss,
+    Named,
+    device_of,
+    positions_of,
+    random_state,
+    replayed,
+    value_and_gradient_at,
+)
 
 
 @runtime_checkable
@@ -44,6 +55,45 @@ class Watching(Protocol):
     def rewired(self) -> None:
         """Which weights are active has changed since the last step."""
         ...  # pragma: no cover
+
+
+class Parts(Protocol):
+    """What a step needs of its corrector."""
+
+    model: nn.Module
+    full_gradient: Named
+    _active: Activity
+    positions: Named
+    _measure: Measure
+    _overlap: Overlap
+
+    def _snapshot_point(self) -> Named: ...  # pragma: no cover
+
+
+def watched_step(
+    parts: Parts, watching: Watching, loss: Loss, samples: float, scale: float
+) -> Tensor:
+    """One step: asks for the plan, makes the passes, corrects, and shows what was seen."""
+    active, measure = parts._active, parts._measure
+    if active.has_changed():
+        watching.rewired()
+    weights = watching.plan(len(parts.full_gradient))
+    state = random_state(device_of(parts.model))
+    with set_aside(active.parameters()):
+        with measure("new_gradient", samples=samples, forwards=1, backwards=1):
+            value = accumulate(loss, scale)
+        if weights is not None:
+            with measure("old_gradient", samples=samples, forwards=1, backwards=1):
+                with replayed(state):
+                    point = parts._snapshot_point()
+                    _, old = value_and_gradient_at(parts.model, point, loss, scale=scale)
+                there, now = parts.positions, positions_of(parts.model)
+
+                def here(name: str, numbers: Tensor) -> Tensor:
+                    return parts._overlap.between(name, numbers, there, now)
+
+                correct_watched(watching, active, parts.full_gradient, old, weights, scale, here)
+    return value
 
 
 @torch.no_grad()

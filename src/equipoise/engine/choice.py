@@ -6,36 +6,19 @@ import hashlib
 import json
 import math
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from equipoise.engine.convolution import (
-    Geometry,
-    Plan,
-    Tiling,
-    Way,
-    convolve,
-    input_gradient,
-    weight_gradient,
-)
+from equipoise.engine.convolution import Geometry, Tiling, Way
 from equipoise.engine.library import kernels, library_path
-from equipoise.engine.maps import Form, Maps, convert, new_maps, num_threads, restore
+from equipoise.engine.maps import num_threads
+from equipoise.engine.trials import Trials, fastest_tilings, orders, torch_seconds
 
-# Tiles worth trying, as (rows, columns); what the registers do not hold the kernels make smaller.
-_SINGLE = ((1, 8), (1, 16), (2, 4), (2, 8), (4, 4), (1, 4), (1, 6), (2, 2))
-_SHARED = ((1, 8, 2), (2, 4, 2), (2, 2, 4), (1, 4, 4), (2, 3, 4), (2, 2, 2), (1, 2, 2), (1, 1, 4))
-_BLOCKS = (0, 16, 32)
-_SHARED_FROM = 0.3  # density from which it can pay that rows share what they read
-_TIMED_BATCH = 32
-_REPEATS = 3
-_FINALISTS = 4
 _LARGEST = 1 << 20
 
 
@@ -116,7 +99,8 @@ def way_from(plain: Mapping[str, Any]) -> Way:
     }
     for tiling in parts.values():
         sizes = (tiling.block + 1, tiling.rows, tiling.columns)
-        if tiling.group not in (1, 2, 4) or not all(1 <= size <= _LARGEST for size in sizes):
+        known = tiling.group in (1, 2, 4) and tiling.ahead in (0, 1)
+        if not known or not all(1 <= size <= _LARGEST for size in sizes):
             raise ValueError(f"{tiling} is no way to run a layer; delete it to have one timed.")
     return Way(**parts, wide=bool(plain["wide"]))
 
@@ -157,7 +141,7 @@ def choose_way(
         batch: Samples in a training batch.
         memory: Asked first, told afterwards.
     """
-    samples = max(1, min(batch, _TIMED_BATCH))
+    batch = max(1, batch)
     density = positions.numel() / geometry.num_weights
     size = "x".join(map(str, (*geometry.weight_shape, *geometry.stride, *geometry.padding)))
     more = "x".join(map(str, (*geometry.dilation, geometry.groups, rows, columns)))
@@ -166,154 +150,10 @@ def choose_way(
     if known is not None:
         return known
     found = [
-        _fastest(geometry, positions, rows, columns, batch if wide else samples, density, wide)
-        for wide in _orders(rows, columns)
+        fastest_tilings(Trials(geometry, positions, rows, columns, wide=wide), batch, density)
+        for wide in orders(rows, columns)
     ]
     seconds, way = min(found, key=lambda pair: pair[0])
-    best = Timed(way, seconds, _torch_seconds(geometry, rows, columns, samples))
+    best = Timed(way, seconds, torch_seconds(geometry, rows, columns, batch))
     memory.keep(key, best)
     return best
-
-
-def _orders(rows: int, columns: int) -> Iterator[bool]:
-    """Whether maps of this size may lie wide, or must."""
-    points = rows * columns
-    if points > 1:
-        yield False
-    # A list for single positions has an entry for each of them, so it grows with the map.
-    if points <= 4:
-        yield True
-
-
-def _tilings(rows: int, columns: int, *, density: float, channels: int, wide: bool) -> list[Tiling]:
-    """Tilings worth timing for maps of this size."""
-    blocks = [b for b in _BLOCKS if b < channels]
-    if wide:
-        tiles = [Tiling(b, 1, c) for b in blocks for c in (8, 4, 16)]
-        shared = [Tiling(b, 1, c, g) for b in blocks for c, g in ((4, 4), (8, 2), (2, 4))]
-    else:
-        fitting = [t for t in _SINGLE if t[0] <= rows and t[1] <= columns] or [(1, 1)]
-        tiles = [Tiling(b, *tile) for b in blocks for tile in fitting]
-        groups = [t for t in _SHARED if t[0] <= rows and t[1] <= columns]
-        shared = [Tiling(b, *tile) for b in blocks for tile in groups]
-    return tiles + shared if density >= _SHARED_FROM else tiles
-
-
-def _fastest(
-    geometry: Geometry,
-    positions: Tensor,
-    rows: int,
-    columns: int,
-    samples: int,
-    density: float,
-    wide: bool,  # noqa: FBT001
-) -> tuple[float, Way]:
-    """The best tilings for one order in memory: all for one product, the best of those for two."""
-    border = 0 if wide else geometry.border
-    plan = Plan(
-        *(geometry, positions, Way(wide=wide), rows, columns, border),
-        0 if wide else geometry.gradient_border(rows, columns),
-    )
-    x = _noise(plan.in_form(samples))
-    dy = _noise(plan.out_form(samples, plan.gradient_border))
-    values = torch.full((positions.numel(),), 0.01)
-    channels = max(geometry.in_channels, geometry.out_channels)
-    tilings = _tilings(*plan.out, density=density, channels=channels, wide=wide)
-
-    def run_forward(tiling: Tiling) -> Callable[[], object]:
-        made = replace(plan, way=replace(plan.way, forward=tiling, weight=tiling))
-        return lambda: convolve(made, values, x, 0)
-
-    def run_input(tiling: Tiling) -> Callable[[], object]:
-        made = replace(plan, way=replace(plan.way, input=tiling))
-        return lambda: input_gradient(made, values, dy)
-
-    def run_weight(tiling: Tiling) -> Callable[[], object]:
-        made = replace(plan, way=replace(plan.way, forward=tiling, weight=tiling))
-        return lambda: weight_gradient(made, x, dy)
-
-    forward = _ranked(tilings, run_forward)
-    finalists = [tiling for _, tiling in forward[:_FINALISTS]]
-    single = [tiling for _, tiling in forward if tiling.group == 1][:_FINALISTS]
-    backward = _ranked(finalists, run_input)
-    weight = _ranked({*finalists, *single}, run_weight)
-    way = Way(forward[0][1], backward[0][1], weight[0][1], wide)
-    return (forward[0][0] + backward[0][0] + weight[0][0]) / samples, way
-
-
-def _ranked(
-    tilings: Iterable[Tiling], make: Callable[[Tiling], Callable[[], object]]
-) -> list[tuple[float, Tiling]]:
-    """Tilings by their shortest time; one that is far behind is not timed again."""
-    found: list[tuple[float, Tiling]] = []
-    best = math.inf
-    for tiling in tilings:
-        run = make(tiling)
-        run()  # makes the list
-        shortest = math.inf
-        for _ in range(_REPEATS):
-            start = time.perf_counter()
-            run()
-            shortest = min(shortest, time.perf_counter() - start)
-            if shortest > 1.3 * best:
-                break
-        best = min(best, shortest)
-        found.append((shortest, tiling))
-    return sorted(found, key=lambda pair: pair[0])
-
-
-def _torch_seconds(geometry: Geometry, rows: int, columns: int, samples: int) -> float:
-    """Seconds per sample by torch, with the dense weight and the faster memory format."""
-    out = geometry.output(rows, columns)
-    plans = [
-        (
-            torch.rand(samples, geometry.in_channels, rows, columns).contiguous(memory_format=kind),
-            torch.rand(samples, geometry.out_channels, *out).contiguous(memory_format=kind),
-            torch.rand(geometry.weight_shape).contiguous(memory_format=kind),
-        )
-        for kind in (torch.contiguous_format, torch.channels_last)
-    ]
-    sides = (geometry.stride, geometry.padding, geometry.dilation)
-
-    def run(x: Tensor, dy: Tensor, weight: Tensor) -> None:
-        torch.conv2d(x, weight, None, *sides, geometry.groups)
-        torch.ops.aten.convolution_backward(
-            *(dy, x, weight, None, *sides, False, (0, 0), geometry.groups, (True, True, False))
-        )
-
-    inner, outer = (
-        Form(samples, geometry.in_channels, rows, columns),
-        Form(samples, geometry.out_channels, *out),
-    )
-    maps = _noise(inner), _noise(outer)
-
-    def change_layout() -> None:
-        for each in maps:
-            convert(restore(each), each.form)
-
-    best = min(_shortest(partial(run, *plan)) for plan in plans)
-    return (best + _shortest(change_layout)) / samples
-
-
-def _shortest(run: Callable[[], object]) -> float:
-    """The least of a few timings, after a first call that does not count."""
-    run()
-    found = []
-    for _ in range(_REPEATS):
-        start = time.perf_counter()
-        run()
-        found.append(time.perf_counter() - start)
-    return min(found)
-
-
-def _noise(form: Form) -> Maps:
-    """Maps with numbers that are neither zero nor denormal."""
-    maps = new_maps(form)
-    maps.data.fill_(0.5)
-    if form.border:
-        # The memory goes back to the pool, whose borders are zero.
-        b = form.border
-        for side in (slice(0, b), slice(-b, None)):
-            maps.data[:, :, side] = 0.0
-            maps.data[:, :, :, side] = 0.0
-    return maps

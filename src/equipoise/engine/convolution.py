@@ -88,12 +88,14 @@ class Tiling:
         rows: Rows of positions that are held in registers.
         columns: Columns of them.
         group: Output rows that share their entries: 1, 2 or 4.
+        ahead: Whether what the next rows of positions read is fetched early: 1 or 0.
     """
 
     block: int = 0
     rows: int = 1
     columns: int = 8
     group: int = 1
+    ahead: int = 1
 
 
 @dataclass(frozen=True)
@@ -111,22 +113,28 @@ class SparseList:
     """A list of the kernels and the arrays that it points to."""
 
     starts: Tensor
+    slots: Tensor
+    tap_rows: Tensor
     offsets: Tensor
     sources: Tensor
     last_row: int
+    blocks: int
     group: int
 
     def argument(self, scale: int) -> Any:
         """For the kernels; `scale` multiplies the offsets."""
-        blocks, ends = self.starts.shape
         return byref(
             ListArgument(
                 self.starts.data_ptr(),
+                self.slots.data_ptr(),
+                self.tap_rows.data_ptr(),
                 self.offsets.data_ptr(),
                 self.sources.data_ptr(),
-                ends - 1,
-                blocks,
+                -(-self.last_row // self.group),
+                self.blocks,
+                self.tap_rows.numel(),
                 self.offsets.numel(),
+                self.sources.numel(),
                 self.group,
                 scale,
             )
@@ -160,26 +168,33 @@ def make_list(
     rows *= written[0] * written[1] if maps is not None else 1
     block = min(tiling.block, channels) or channels
     blocks, groups = -(-channels // block), -(-rows // tiling.group)
+    taps = 1 if maps is not None else geometry.kernel[0]
     request = RequestArgument(
-        *(int(transposed), int(maps is not None), (c_int64 * 2)(*phase), block, tiling.group),
+        *(int(transposed), int(maps is not None), (c_int64 * 2)(*phase), block, tiling.group, taps),
         *(*strides, (c_int64 * 2)(*read), (c_int64 * 2)(*written)),
     )
     library, shape = kernels(), geometry.argument()
-    starts = torch.empty(blocks, groups + 1, dtype=torch.int32)
+    parts = 3 if tiling.group == 2 else 1
+    starts, slots = torch.empty(2, blocks * groups * parts * taps + 1, dtype=torch.int32)
+    tap_rows = torch.empty(taps, dtype=torch.int32)
     # As many entries as there can be: what one weight reaches is one position, or all of a map.
     most = positions.numel() * (written[0] * written[1] if maps is not None else 1)
     offsets = torch.empty(most, dtype=torch.int32)
-    sources = torch.empty(most, tiling.group, dtype=torch.int32)
+    # Four rows that share an entry have a weight each; of two, only those that have one.
+    width = tiling.group if tiling.group > 2 else 1
+    sources = torch.empty(most * width, dtype=torch.int32)
     entries = library.make_list(
         *(shape, byref(request), positions.data_ptr(), positions.numel(), groups, blocks),
-        *(starts.data_ptr(), offsets.data_ptr(), sources.data_ptr()),
+        *(starts.data_ptr(), slots.data_ptr(), tap_rows.data_ptr()),
+        *(offsets.data_ptr(), sources.data_ptr()),
     )
     if entries < 0:
         raise MemoryError("there is not enough memory for the index of a sparse layer.")
-    offsets, sources = offsets[:entries], sources[:entries]
+    weights = int(slots[-1]) if tiling.group == 2 else entries * width
+    offsets, sources = offsets[:entries], sources[:weights]
     if 2 * entries < most:
         offsets, sources = offsets.clone(), sources.clone()
-    return SparseList(starts, offsets, sources, rows, tiling.group)
+    return SparseList(starts, slots, tap_rows, offsets, sources, rows, blocks, tiling.group)
 
 
 @dataclass(frozen=True)
@@ -343,14 +358,15 @@ def _grid(
     if plan.way.wide:
         # One row of the list writes one position, and the blocks lie side by side.
         blocks = read.form.blocks
-        numbers = (1, 1, blocks, 0, 0, LANES, 0, 0, LANES, blocks * LANES, entries.last_row)
-        return byref(GridArgument(*numbers, 1, tiling.columns, num_threads()))
-    in_block, _, in_row, in_column, _ = read.data.stride()
+        numbers = (1, 1, blocks, 0, 0, LANES, 0, 0, LANES, blocks * LANES, 0, 0, 0, 0, 0)
+        return byref(GridArgument(*numbers, entries.last_row, 1, tiling.columns, num_threads(), 0))
+    in_block, in_channel, in_row, in_column, _ = read.data.stride()
     return byref(
         GridArgument(
             *(read.form.blocks, *size),
             *(in_block, step[0] * in_row, step[1] * in_column),
             *(block, spread[0] * row, spread[1] * column, channel),
-            *(entries.last_row, tiling.rows, tiling.columns, num_threads()),
+            *(read.form.rows, step[0], in_row, read.form.channels, in_channel),
+            *(entries.last_row, tiling.rows, tiling.columns, num_threads(), tiling.ahead),
         )
     )

@@ -24,7 +24,7 @@ import torch
 VARIABLE: Final = "EQUIPOISE_KERNELS"
 LIBRARY_VARIABLE: Final = "EQUIPOISE_KERNELS_LIBRARY"
 INSTRUCTIONS: Final = ("auto", "avx512", "avx2", "portable", "off")
-_VERSION = 3
+_VERSION = 4
 
 
 class MapsArgument(Structure):
@@ -50,11 +50,15 @@ class ListArgument(Structure):
 
     _fields_ = (
         ("starts", c_void_p),
+        ("slots", c_void_p),
+        ("tap_rows", c_void_p),
         ("offsets", c_void_p),
         ("sources", c_void_p),
         ("rows", c_int64),
         ("blocks", c_int64),
+        ("taps", c_int64),
         ("entries", c_int64),
+        ("weights", c_int64),
         ("group", c_int64),
         ("scale", c_int64),
     )
@@ -77,12 +81,18 @@ class GridArgument(Structure):
                 "out_row",
                 "out_column",
                 "out_channel",
+                "in_rows",
+                "in_step",
+                "in_map_row",
+                "in_channels",
+                "in_channel",
                 "last_row",
             )
         ),
         ("tile_rows", c_int32),
         ("tile_columns", c_int32),
         ("threads", c_int32),
+        ("ahead", c_int32),
     )
 
 
@@ -106,6 +116,7 @@ class RequestArgument(Structure):
         ("phase", c_int64 * 2),
         ("block", c_int64),
         ("group", c_int64),
+        ("taps", c_int64),
         ("channel", c_int64),
         ("row", c_int64),
         ("column", c_int64),
@@ -147,7 +158,7 @@ _SIGNATURES: Final[dict[str, tuple[Any, ...]]] = {
         *(c_int, c_void_p, c_void_p, c_int),
     ),
     "max_pool": (_MAPS, _MAPS, *_POOL, c_int),
-    "max_pool_backward": (_MAPS, _MAPS, _MAPS, _MAPS, *_POOL, c_int),
+    "max_pool_backward": (_MAPS, _MAPS, _MAPS, *_POOL, c_int),
     "average_pool": (_MAPS, _MAPS, *_POOL, c_int, c_int),
     "average_pool_backward": (_MAPS, _MAPS, *_POOL, c_int, c_int),
 }
@@ -254,7 +265,7 @@ def _declare(library: ctypes.CDLL) -> None:
     library.eq_make_list.argtypes = (
         POINTER(GeometryArgument),
         POINTER(RequestArgument),
-        *(c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p),
+        *(c_void_p, c_int64, c_int64, c_int64, *(c_void_p,) * 5),
     )
     library.eq_make_list.restype = c_int64
 

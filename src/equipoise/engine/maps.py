@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ctypes import byref, c_int64
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -88,9 +89,17 @@ def new_maps(form: Form) -> Maps:
     key = (form.blocks, form.channels, form.rows, form.columns, form.border, int(form.wide))
     if form.wide:
         shape: Sequence[int] = (form.channels, form.rows, form.columns, form.blocks, LANES)
-        return Maps(POOL.take(key, shape).permute(3, 0, 1, 2, 4), form)
+        return Maps(POOL.take(key, shape, clear_border).permute(3, 0, 1, 2, 4), form)
     shape = (form.blocks, form.channels, form.rows + side, form.columns + side, LANES)
-    return Maps(POOL.take(key, shape), form)
+    return Maps(POOL.take(key, shape, partial(clear_border, border=form.border)), form)
+
+
+def clear_border(data: Tensor, border: int = 0) -> None:
+    """Zeros around every map; what is inside will be written."""
+    if border > 0:
+        for side in (slice(0, border), slice(-border, None)):
+            data[:, :, side] = 0.0
+            data[:, :, :, side] = 0.0
 
 
 def size_argument(form: Form) -> Any:

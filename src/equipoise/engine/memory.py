@@ -11,7 +11,7 @@ import math
 import mmap
 import weakref
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from threading import Lock
 
@@ -27,8 +27,9 @@ _WASTE = 1.5  # a free block may be this much larger than what it is used for
 class Pool:
     """Hands out zeroed float32 tensors and takes their memory back when they are let go.
 
-    A tensor handed out under a key holds what the last one under that key held, zeros the first
-    time. Whoever asks must therefore write everything but what is never written under this key.
+    A tensor handed out under a key holds what the last one under that key held; the first time
+    zeros, or anything where `clean` has left it. Whoever asks must therefore write everything but
+    what is never written under this key.
     """
 
     def __init__(self) -> None:
@@ -38,29 +39,40 @@ class Pool:
         self._lock = Lock()
         self.bytes_mapped = 0
 
-    def take(self, key: tuple[int, ...], shape: Sequence[int]) -> Tensor:
+    def take(
+        self,
+        key: tuple[int, ...],
+        shape: Sequence[int],
+        clean: Callable[[Tensor], object] = Tensor.zero_,
+    ) -> Tensor:
         """A contiguous tensor.
 
         Args:
             key: Tensors of one key have one form: the same shape, border and order in memory.
             shape: Its shape.
+            clean: Is called with a tensor whose memory held another form, to put zeros where
+                nothing will be written.
         """
         size = math.prod(shape)
         wanted = max(1, -(-size * 4 // _PAGE)) * _PAGE
         with self._lock:
-            block = self._free[key].pop()[0] if self._free[key] else self._adopt(wanted)
+            adopts = not self._free[key]
+            block = self._adopt(wanted) if adopts else self._free[key].pop()[0]
             self._taken += 1
             if block is None:
                 self._let_go(self._taken - _STALE)
         if block is None:
-            block = _fresh(wanted)
+            block, adopts = _fresh(wanted), False
             # Small maps would each fill a huge page.
             if hasattr(mmap, "MADV_HUGEPAGE") and 4 * size >= _PAGE:
                 block.madvise(mmap.MADV_HUGEPAGE)
             self.bytes_mapped += wanted
         array = np.frombuffer(block, dtype=np.float32, count=size)
         weakref.finalize(array, partial(self._give_back, key, block)).atexit = False
-        return torch.from_numpy(array).view(*shape)
+        tensor = torch.from_numpy(array).view(*shape)
+        if adopts:
+            clean(tensor)
+        return tensor
 
     def release(self) -> None:
         """Returns all memory that is not in use to the system."""
@@ -78,13 +90,12 @@ class Pool:
         self._free[key].append((block, self._taken))
 
     def _adopt(self, wanted: int) -> mmap.mmap | None:
-        """A free block of another form, wiped; None if none has the right size."""
+        """A free block of another form; None if none has the right size."""
         # A copy, because blocks come back at any moment, without the lock.
         for blocks in list(self._free.values()):
             for place, (block, _) in enumerate(blocks):
                 if wanted <= len(block) <= _WASTE * wanted:
                     del blocks[place]
-                    np.frombuffer(block, dtype=np.uint8).fill(0)
                     return block
         return None
 

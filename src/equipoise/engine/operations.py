@@ -241,6 +241,41 @@ def pool_maps(x: Maps, window: Window, *, border: int) -> Maps:
     return Maps(data, pooling.pooled_form(x.form, window, border))
 
 
+class _Share(torch.autograd.Function):
+    """The same maps for several readers; their gradients are added up in place.
+
+    Autograd itself would write each sum to fresh memory, border included.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, data: Tensor, form: Form, readers: int) -> tuple[Tensor, ...]:
+        ctx.form = form
+        ctx.set_materialize_grads(False)
+        return tuple(data.view_as(data) for _ in range(readers))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        total: Maps | None = None
+        for gradient in gradients:
+            if gradient is None:
+                continue
+            part = received(gradient, ctx.form)
+            total = part if total is None else _added(total, part)
+        return None if total is None else total.data, None, None
+
+
+def _added(total: Maps, part: Maps) -> Maps:
+    """The sum, in the memory of `total`."""
+    nothing = Affine(None, None, None, None, use_batch=False)
+    return run_stage(total, nothing, part, total.form, rectify=False, out=total)
+
+
+def share_maps(x: Maps, readers: int) -> list[Maps]:
+    """One and the same maps for each reader; each must be used once."""
+    return [Maps(data, x.form) for data in _Share.apply(x.data, x.form, readers)]
+
+
 def _with_border(dy: Maps, plan: Plan) -> Maps:
     """The gradient with the border that the transposed convolution reads."""
     if plan.way.wide or dy.form.border == plan.gradient_border:

@@ -71,7 +71,7 @@ def pool_gradient(window: Window, d_out: Maps, form: Form, x: Maps | None) -> Ma
     if window.largest:
         assert x is not None
         kernels().max_pool_backward(
-            *(x.argument(), None, d_out.argument(), dx.argument(), *known),
+            *(x.argument(), d_out.argument(), dx.argument(), *known),
             num_threads(),
         )
     else:

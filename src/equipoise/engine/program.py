@@ -6,8 +6,11 @@ buffers that are swapped for the time of a call (snapshots) are the ones that co
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +19,7 @@ from torch import Tensor, nn
 from equipoise.engine.convolution import Way
 from equipoise.engine.layers import Dense, Plans, SparseLayer, bias_of, geometry_of
 from equipoise.engine.maps import Maps, from_maps, in_form, to_maps
-from equipoise.engine.operations import Gather, Unit, pool_maps, unit_maps
+from equipoise.engine.operations import Gather, Unit, pool_maps, share_maps, unit_maps
 from equipoise.engine.pooling import Window
 from equipoise.engine.stage import Norm
 
@@ -261,10 +264,46 @@ class Program:
         """What the network returns, in plain tensors."""
         values: dict[str, Value] = dict(given)
         for step, done in zip(self.steps, self.last_use, strict=True):
-            values[step.out] = step.run(values, context)
+            read = {name: _for_one_reader(values[name]) for name in set(step.inputs)}
+            values[step.out] = shared(step.run(read, context), self._readers[step.out])
             for name in done:
                 values.pop(name, None)
-        return self.result({name: as_plain(values[name]) for name in self.results})
+        return self.result(
+            {name: as_plain(_for_one_reader(values[name])) for name in set(self.results)}
+        )
+
+    @cached_property
+    def _readers(self) -> Counter[str]:
+        """How many steps read each value; returning it counts as one more."""
+        return Counter(chain(*(set(step.inputs) for step in self.steps), set(self.results)))
+
+
+class Shared:
+    """A value with several readers: one alias for each.
+
+    Args:
+        aliases: As many as there are readers.
+    """
+
+    def __init__(self, aliases: list[Value]) -> None:
+        self._aliases = aliases
+
+    def take(self) -> Value:
+        """The alias for the next reader."""
+        return self._aliases.pop()
+
+
+def shared(value: Value, readers: int) -> Value:
+    """The value for so many readers, whose gradients are then added up without fresh memory."""
+    maps = value.maps if isinstance(value, Flat) else value
+    if readers < 2 or not isinstance(maps, Maps) or not maps.data.requires_grad:
+        return value
+    aliases = share_maps(maps, readers)
+    return Shared([Flat(alias) if isinstance(value, Flat) else alias for alias in aliases])
+
+
+def _for_one_reader(value: Value) -> Value:
+    return value.take() if isinstance(value, Shared) else value
 
 
 def uses(steps: tuple[Step, ...], results: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:

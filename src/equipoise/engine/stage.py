@@ -109,9 +109,17 @@ def _by_running_statistics(bias: Tensor | None, norm: Norm) -> Affine:
     return Affine(scale.contiguous(), shift.contiguous(), mean, inverse, use_batch=False)
 
 
-def run_stage(y: Maps, affine: Affine, residual: Maps | None, form: Form, *, rectify: bool) -> Maps:
-    """Output maps f(scale * y + shift + residual), in the given form."""
-    z = new_maps(form)
+def run_stage(
+    y: Maps,
+    affine: Affine,
+    residual: Maps | None,
+    form: Form,
+    *,
+    rectify: bool,
+    out: Maps | None = None,
+) -> Maps:
+    """Output maps f(scale * y + shift + residual), in the given form; `out` may be an operand."""
+    z = new_maps(form) if out is None else out
     kernels().affine(
         y.argument(),
         _address(affine.scale),

@@ -6,26 +6,15 @@ import hashlib
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from equipoise.correction import (
-    AgeAdaptive,
-    Coefficient,
-    Constant,
-    Corrector,
-    GradientCorrector,
-    GradientTable,
-    LinearDecay,
-    LossCovariance,
-    NoCorrection,
-)
 from equipoise.data import (
     Augmentation,
-    Batch,
     Dataset,
     FolderLoader,
     FolderSet,
@@ -43,10 +32,8 @@ from equipoise.engine.choice import way_from
 from equipoise.engine.convert import Choice, choose_network, convert_as_before, to_engine
 from equipoise.measure import Measure
 from equipoise.models import create
-from equipoise.objectives import Objective
 from equipoise.points import preserved
 from equipoise.settings import (
-    CorrectionSettings,
     DataSettings,
     LoopSettings,
     Run,
@@ -59,7 +46,6 @@ Images = ImageSet | FolderSet
 """One split: in memory, or a folder of pictures that are decoded as training goes on."""
 
 FOLDER_IMAGE_SIZE = 224
-TABLE = "table"
 _FEWEST_REWIRINGS = 20
 _SHORTEST_INTERVAL = 10
 _PRESETS = {"set": set_rewiring, "rigl": rigl, "set_itop": set_itop, "rigl_itop": rigl_itop}
@@ -200,6 +186,11 @@ def train_loader(images: Images, run: Run, device: torch.device) -> Loader:
     )
 
 
+def plain_loader(images: Images, run: Run, device: torch.device) -> Loader:
+    """Shuffled batches of the training images as they are."""
+    return train_loader(images, replace(run, data=replace(run.data, augment="no")), device)
+
+
 def test_loader(images: Images, run: Run, device: torch.device) -> Loader:
     """Batches in the order of the file, as they are."""
     batch_size = max(256, run.loop.batch_size)
@@ -218,11 +209,13 @@ def test_loader(images: Images, run: Run, device: torch.device) -> Loader:
     )
 
 
-def build_model(run: Run, images: Images, device: torch.device) -> nn.Module:
-    """The network with its initial weights, a function of the seed alone."""
+def build_model(
+    run: Run, images: Images, device: torch.device, *, stream: str = "weights"
+) -> nn.Module:
+    """The network with its initial weights, a function of the seed and of `stream` alone."""
     channels, size = image_shape(images, run.data)
     with preserved(torch.device("cpu")):
-        torch.manual_seed(stream_seed(run.loop.seed, "weights"))
+        torch.manual_seed(stream_seed(run.loop.seed, stream))
         model = create(
             run.network.model,
             num_classes=len(images.classes),
@@ -285,27 +278,6 @@ def build_rewiring(run: Run, total_steps: int) -> Rewiring | None:
     )
 
 
-def build_coefficient(settings: CorrectionSettings, num_refreshes: int) -> Coefficient | None:
-    """The coefficient behind the name of a corrector; None is no correction."""
-    clip = (0.0, 1.0) if settings.clip_coefficient else None
-    match settings.corrector:
-        case "none" | "table":
-            return None
-        case "agent":
-            return LossCovariance(settings.scaling, settings.smoothing, clip)
-        case "no_gamma":
-            return LossCovariance(1.0, settings.smoothing, clip)
-        case "age":
-            return AgeAdaptive(gate=settings.gate)
-        case "svrg":
-            return Constant(1.0)
-        case "fixed":
-            return Constant(0.1 if settings.coefficient is None else settings.coefficient)
-        case "alpha_svrg":
-            start = 0.75 if settings.coefficient is None else settings.coefficient
-            return LinearDecay(start, num_refreshes)
-
-
 def choose_engine(
     model: nn.Module,
     topology: Topology,
@@ -356,50 +328,6 @@ def _as_it_began(
             "go on where it does, or start again with --overwrite."
         )
     return Choice(network, None)
-
-
-def build_corrector(
-    model: nn.Module,
-    objective: Objective,
-    run: Run,
-    device: torch.device,
-    measure: Measure,
-    *,
-    topology: Topology | None = None,
-    folder: Path | None = None,
-) -> Corrector[Batch]:
-    """The corrector of a run; its loss function carries the precision.
-
-    Args:
-        model: That is trained.
-        objective: Its loss.
-        run: The settings.
-        device: Of the model.
-        measure: Told about every pass.
-        topology: Tells which weights are active.
-        folder: Of the run; None if it has none.
-    """
-
-    def loss_fn(batch: Batch) -> torch.Tensor:
-        with autocast(run.loop, device):
-            return objective.loss(model, batch)
-
-    if run.correction.corrector == "table":
-        on_disk = run.correction.table_on_disk and folder is not None
-        return GradientTable(
-            model,
-            loss_fn,
-            masks=topology,
-            precision=run.correction.table_precision,
-            folder=folder / TABLE if on_disk and folder is not None else None,
-            measure=measure,
-        )
-    num_refreshes = -(-run.loop.epochs // run.correction.refresh_every)
-    coefficient = build_coefficient(run.correction, num_refreshes)
-    if coefficient is None:
-        return NoCorrection(model, loss_fn, measure=measure)
-    masks = topology if isinstance(coefficient, AgeAdaptive) else None
-    return GradientCorrector(model, loss_fn, coefficient, masks=masks, measure=measure)
 
 
 def autocast(settings: LoopSettings, device: torch.device) -> AbstractContextManager[object]:

@@ -26,6 +26,7 @@ from equipoise.records import (
 )
 from equipoise.settings import Run, as_plain
 from equipoise.training.checkpoint import load_checkpoint, save_checkpoint, save_whole
+from equipoise.training.correcting import CACHE
 from equipoise.training.manifest import describe_run
 from equipoise.training.observers import Everyone, Observer, watched
 from equipoise.training.session import Session
@@ -119,9 +120,9 @@ def _epochs(
     """All epochs that are left; whether none is."""
     while session.epoch < session.run.loop.epochs:
         with session.meter("other"):
-            if session.refresh_is_due:
-                session.refresh(watched(session, session.refresh_batches(), observer))
             for group in session.batches():
+                if session.refresh_is_due:
+                    session.refresh(watched(session, session.refresh_batches(), observer))
                 session.train_step(group)
                 observer.stepped(session, sum(batch.size for batch in group))
                 if should_stop():
@@ -167,6 +168,7 @@ class _Writer:
     def model(self) -> None:
         """The trained weights under plain names, for torch without this library."""
         save_whole(self._folder / MODEL, to_dense(self._session.model).state_dict())
+        (self._folder / CACHE).unlink(missing_ok=True)
 
 
 def _finished(run: Run, folder: Path, label: str) -> list[EpochRecord] | None:

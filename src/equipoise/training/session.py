@@ -17,19 +17,23 @@ from equipoise.correction import (
     GradientCorrector,
     GradientTable,
     LossCovariance,
+    MomentumCorrector,
 )
 from equipoise.data import Batch, Dataset
 from equipoise.data.folder import FolderDataset
 from equipoise.engine.memory import POOL
 from equipoise.engine.network import ways_of
 from equipoise.objectives import Standard
+from equipoise.published import in_effect
 from equipoise.records import EpochRecord
 from equipoise.settings import Run, partition_epochs_of, validate
 from equipoise.training import build
+from equipoise.training.correcting import Surroundings, build_corrector, corrected_optimization
 from equipoise.training.evaluate import Score, evaluate
 from equipoise.training.flops import Flops, count_flops
 from equipoise.training.meter import Meter
 from equipoise.training.optimizers import build_optimizer, rate_factor
+from equipoise.training.refreshing import RefreshSchedule, fresh_batches, replayed_batches
 
 _STATEFUL = ("model", "optimizer", "corrector", "topology", "scaler", "meter")
 
@@ -63,6 +67,7 @@ class Session:
     ) -> None:
         validate(run)
         self.run = run
+        self.optimization = corrected_optimization(run)
         self.device = build.resolve_device(run.loop.device)
         loaded = build.load_images(run.data) if dataset is None else dataset
         self.images = build.select_images(loaded, run.data)
@@ -75,7 +80,7 @@ class Session:
         self.num_parameters = sum(p.numel() for p in self.model.parameters())
         masked = self.model
         # What is wrong with the optimizer's settings is said before layers are timed.
-        build_optimizer(self._trainable(), run.optimization)
+        build_optimizer(self._trainable(), self.optimization)
         self.model, self.engine_reason = build.choose_engine(
             masked,
             self.topology,
@@ -88,17 +93,27 @@ class Session:
         if run.loop.compile:
             # Only now: what the compiler meets while operations are counted it never compiles.
             self.model.compile()
-        self.corrector = build.build_corrector(
-            self.model,
+        self.schedule = RefreshSchedule(
+            run.correction,
+            steps_per_epoch=self.steps_per_epoch,
+            epochs=run.loop.epochs,
+            seed=build.stream_seed(run.loop.seed, "refresh"),
+        )
+        self.corrector = build_corrector(
             self.objective,
             run,
-            self.device,
-            self.meter,
-            topology=self.topology,
-            folder=folder,
+            Surroundings(
+                model=self.model,
+                topology=self.topology,
+                images=self.images.train,
+                device=self.device,
+                measure=self.meter,
+                num_refreshes=self.schedule.count,
+                folder=folder,
+            ),
         )
         self.optimizer = build_optimizer(
-            self._trainable(), run.optimization, masked=self.topology.parameters.values()
+            self._trainable(), self.optimization, masked=self.topology.parameters.values()
         )
         coefficient = getattr(self.corrector, "coefficient", None)
         if isinstance(coefficient, AgeAdaptive):
@@ -126,11 +141,11 @@ class Session:
 
     @property
     def refresh_is_due(self) -> bool:
-        """Whether the coming epoch starts with a new snapshot."""
-        every = self.run.correction.refresh_every
+        """Whether the coming step needs a new snapshot first, or a new table."""
         if isinstance(self.corrector, GradientTable):
             every = partition_epochs_of(self.run) or self.run.loop.epochs
-        return self.batch == 0 and self.epoch % every == 0
+            return self.batch == 0 and self.epoch % every == 0
+        return self.schedule.due(self.step)
 
     @property
     def mean_loss(self) -> float:
@@ -150,13 +165,30 @@ class Session:
             yield group
 
     def refresh_batches(self) -> Iterator[Batch]:
-        """The batches of a refresh, prepared: those of the coming epoch, or another draw."""
-        fresh = self.run.correction.refresh_draw == "fresh"
-        # Draws of the training passes are the epoch numbers, so these are never among them.
-        draw = self.run.loop.epochs + self.epoch if fresh and not self.run.data.locked else None
-        stream = "refresh" if fresh else "train"
-        for batch in self._timed(self.loader.epoch(self.epoch, stream=stream, draw=draw)):
+        """The batches of a refresh, prepared: those of the epoch, or another draw of them.
+
+        They are prepared as those of a step are, so an objective that attacks them does so here.
+        """
+        for batch in self._timed(self._drawn_for_refresh()):
             yield self.objective.prepare(self.model, batch)
+
+    def _drawn_for_refresh(self) -> Iterator[Batch]:
+        """The batches of a refresh as they are drawn."""
+        settings, loop = in_effect(self.run.correction), self.run.loop
+        samples = settings.refresh_samples
+        if settings.refresh_draw == "replay":
+            seed = build.stream_seed(loop.seed, "data")
+            return replayed_batches(
+                self.loader, self.epoch, samples=samples, seed=seed, step=self.step
+            )
+        if settings.refresh_draw == "clean":
+            plain = build.plain_loader(self.images.train, self.run, self.device)
+            return fresh_batches(plain, self.step, samples=samples, draw=None, whole=True)
+        # Draws of the training passes are the epoch numbers, so these are never among them. Within
+        # an epoch they are numbered by the step, beyond those of the epochs.
+        number = self.epoch if self.batch == 0 else loop.epochs + self.step
+        draw = None if self.run.data.locked else loop.epochs + number
+        return fresh_batches(self.loader, number, samples=samples, draw=draw)
 
     def refresh(self, batches: Iterable[Batch]) -> None:
         """Takes the snapshot, or forgets the table; the cost is up to the corrector."""
@@ -286,7 +318,7 @@ class Session:
 
     def _set_learning_rate(self) -> None:
         """Sets the rate of the coming step; a function of the step, so nothing to resume."""
-        settings = self.run.optimization
+        settings = self.optimization
         rate = settings.learning_rate * rate_factor(self.step, self.total_steps, settings)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -398,5 +430,7 @@ def observed(corrector: Corrector[Batch]) -> dict[str, Any]:
 
 def makes_refresh_passes(session: Session) -> bool:
     """Whether a refresh of this session goes over the data, for those who show progress."""
-    corrector = session.corrector
+    corrector: object = session.corrector
+    if isinstance(corrector, MomentumCorrector):
+        corrector = corrector.snapshots
     return isinstance(corrector, GradientCorrector) and not corrector.coefficient.idle

@@ -232,7 +232,7 @@ def small(rewire: bool) -> tuple[nn.Module, Topology, torch.optim.Optimizer, Any
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     topology.attach(optimizer)
     corrector = GradientCorrector(
-        model, lambda x: model(x).square().mean(), AgeAdaptive(optimizer), masks=topology
+        model, lambda x: model(x).square().mean(), AgeAdaptive(optimizer), topology=topology
     )
     return model, topology, optimizer, corrector
 

@@ -62,7 +62,7 @@ def threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def poisoned(key: tuple[int, ...], shape: Sequence[int]) -> Tensor:
+def poisoned(key: tuple[int, ...], shape: Sequence[int], clean: object = None) -> Tensor:
     """In place of the pool: exact sizes, NaN wherever a kernel has to write, zeros around.
 
     Memory of exact size lets a sanitizer see who reads or writes beyond it; what is read before it
@@ -83,7 +83,7 @@ class WatchedMemory:
     def __init__(self) -> None:
         self._given: list[tuple[Tensor, int, bool]] = []
 
-    def take(self, key: tuple[int, ...], shape: Sequence[int]) -> Tensor:
+    def take(self, key: tuple[int, ...], shape: Sequence[int], clean: object = None) -> Tensor:
         data = poisoned(key, shape)
         self._given.append((data, key[4], bool(key[5])))
         return data

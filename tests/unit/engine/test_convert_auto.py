@@ -207,16 +207,16 @@ def test_layers_are_timed_once_and_remembered(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """With the true timings, on a layer of which some ways take a moment."""
-    from equipoise.engine import choice
+    from equipoise.engine import choice, trials
 
     monkeypatch.setattr(convert, "choose_way", choice.choose_way)
-    monkeypatch.setattr(choice, "_REPEATS", 1)
+    monkeypatch.setattr(trials, "_REPEATS", 1)
     x, built = torch.randn(6, 12), []
     for _ in range(2):
         model = kit.mlp()
         network, _ = kit.convert_it(model, x)
         built.append(ways_of(network))
-        monkeypatch.setattr(choice, "_fastest", None)  # the second time nothing is timed
+        monkeypatch.setattr(choice, "fastest_tilings", None)  # the second time nothing is timed
     assert built[0] == built[1]
     assert built[0].keys() == {"0", "2", "4"}
     (path,) = cache_files(tmp_path)

@@ -74,6 +74,17 @@ def test_another_form_gets_wiped_memory() -> None:
     assert not take(pool, 1).any()
 
 
+def test_only_the_border_of_adopted_maps_is_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Pool()
+    monkeypatch.setattr(maps, "POOL", pool)
+    new_maps(Form(32, 3, 6, 7)).data.fill_(2.0)
+    data = new_maps(Form(32, 3, 4, 5, border=1)).data
+    assert pool.bytes_mapped == PAGE, "it was adopted"
+    assert (data[:, :, 1:-1, 1:-1] == 2.0).all()
+    data[:, :, 1:-1, 1:-1] = 0.0
+    assert not data.any()
+
+
 def test_memory_of_another_size_is_adopted_only_if_little_is_wasted() -> None:
     pool = Pool()
     floats = PAGE // 4
@@ -162,7 +173,7 @@ def test_forms_that_differ_never_share_a_key() -> None:
     ]
     keys: list[tuple[int, ...]] = []
 
-    def note(key: tuple[int, ...], shape: Sequence[int]) -> Tensor:
+    def note(key: tuple[int, ...], shape: Sequence[int], clean: object) -> Tensor:
         keys.append(key)
         return torch.zeros(tuple(shape))
 

@@ -697,3 +697,39 @@ def test_networks_of_another_precision_are_refused() -> None:
             network(maps())
     network.float()
     assert network(maps()).isfinite().all()
+
+
+def _two_heads(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    y = F.relu(net.norm(net.a(x)))
+    return net.b(y).mean((1, 2, 3)), (net.b(y) + y).mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_readers_that_the_loss_does_not_depend_on_have_no_gradient(wide: bool) -> None:
+    """Gradients of a value with several readers are added up by us, whichever of them arrive."""
+    options = {"way": lambda *_: WIDE} if wide else {}
+    x = maps()
+    reference, conversion = kit.twins(Net(_two_heads), x, sparsity=0.5, **options)
+    for used in (0, 1):
+        mine, theirs = x.clone().requires_grad_(), x.double().requires_grad_()
+        conversion.network.zero_grad()
+        reference.zero_grad()
+        scalar(conversion.network(mine)[used]).backward()
+        scalar(reference(theirs)[used]).backward()
+        assert kit.difference(mine.grad, theirs.grad) < 1e-5
+        for name, gradient, wanted in kit.gradients(conversion.network, reference):
+            assert kit.difference(gradient, wanted) < 1e-5, name
+
+
+def test_sums_of_gradients_take_no_fresh_memory() -> None:
+    def block(net: Any, x: Tensor) -> Tensor:
+        y = F.relu(net.norm(net.a(x)))
+        return pooled(net, F.relu(net.b(net.relu(net.b(y))) + y))
+
+    _, conversion = kit.twins(Net(block), maps(), sparsity=0.5)
+    loss = scalar(conversion.network(maps()))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        loss.backward()
+    names = {event.key for event in profile.key_averages()}
+    assert "_ShareBackward" in names
+    assert "aten::add" not in names

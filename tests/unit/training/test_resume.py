@@ -16,6 +16,7 @@ from equipoise.data import Batch, Dataset
 from equipoise.records import RECORDS, EpochRecord, read_records
 from equipoise.training import loop
 from equipoise.training.checkpoint import save_checkpoint
+from equipoise.training.correcting import CACHE
 from equipoise.training.loop import CHECKPOINT, MODEL, train
 from equipoise.training.session import Session
 
@@ -54,6 +55,34 @@ SETUPS: dict[str, dict[str, Any]] = {
         "growth_signal": "corrected",
     },
     "dense": {"topology": "dense"},
+    "svrg cached": {
+        "corrector": "svrg",
+        "correction_mode": "cached",
+        "topology": "set",
+        "interval": 3,
+    },
+    "agent cached on disk": {"corrector": "agent", "correction_mode": "cached", "cache": "disk"},
+    "svrg at random": {"corrector": "svrg", "refresh_chance": 0.3, "topology": "set"},
+    "agent by steps, sub-sample": {
+        "corrector": "agent",
+        "refresh_steps": 3,
+        "refresh_samples": 20,
+        "keep": "active",
+        "topology": "rigl",
+        "interval": 2,
+    },
+    "mvr": {"corrector": "mvr", "topology": "set", "interval": 2},
+    "mvr_fixed accumulate adamw": {
+        "corrector": "mvr_fixed",
+        "accumulate": 2,
+        "optimizer": "adamw",
+        "topology": "rigl",
+        "interval": 2,
+    },
+    "agent_mvr sgdw": {"corrector": "agent_mvr", "optimizer": "sgdw", "scaling": 1.0},
+    "agent_mvr_oracle": {"corrector": "agent_mvr_oracle", "topology": "rigl", "interval": 3},
+    "ref_itop": {"corrector": "ref_itop", "topology": "set_itop", "interval": 4},
+    "ref_bsr sgdw": {"corrector": "ref_bsr", "optimizer": "sgdw"},
     "table on disk accumulate": {
         "corrector": "table",
         "table_on_disk": True,
@@ -94,7 +123,7 @@ class Case:
     def __init__(self, changes: dict[str, Any], folder: Path, data: Dataset | None = None) -> None:
         self.run = toy.make_run(**changes)
         self.data = toy.images() if data is None else data
-        self.steps = Session(self.run, self.data).steps_per_epoch
+        self.steps = Session(self.run, self.data, folder=folder).steps_per_epoch
         self.whole = folder / "whole"
         outcome = self.train(self.whole)
         assert outcome.finished
@@ -182,6 +211,31 @@ def test_stopping_on_request(case: Case, when: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("when", WHEN)
 def test_stopping_at_any_step(when: str, agent: Case, tmp_path: Path) -> None:
     check_stop(agent, WHEN[when](agent.steps, agent.steps * agent.run.loop.epochs), tmp_path)
+
+
+def test_stored_gradients_are_gone_when_the_training_is_over(
+    make_case: Callable[[str], Case], tmp_path: Path
+) -> None:
+    case = make_case("agent cached on disk")
+    case.stop_after(tmp_path, case.steps + 2)
+    assert (tmp_path / CACHE).stat().st_size > 0
+    case.check(tmp_path)
+    assert not (tmp_path / CACHE).exists()
+
+
+def test_lost_gradients_are_computed_again(
+    make_case: Callable[[str], Case], tmp_path: Path
+) -> None:
+    """The weights end alike; the passes that it took are counted."""
+    case = make_case("agent cached on disk")
+    case.stop_after(tmp_path, case.steps + 2)
+    (tmp_path / CACHE).unlink()
+    outcome = case.train(tmp_path)
+    left, right = torch.load(case.whole / MODEL), torch.load(tmp_path / MODEL)
+    assert toy.differences(left, right) == []
+    lost = 16 + 16 + 8  # images of the batches that were left of that epoch
+    extra = outcome.records[-1].backward_samples - case.records[-1].backward_samples
+    assert extra == lost
 
 
 class KilledAt:

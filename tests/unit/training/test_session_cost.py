@@ -27,6 +27,32 @@ COSTS: list[tuple[dict[str, Any], list[float]]] = [
     ({"corrector": "agent", "accumulate": 2}, [1, 1 + 10 / 3, 1 + 20 / 3, 11]),
     ({"corrector": "agent", "batch_size": 32}, [1, 1 + 10 / 3, 1 + 20 / 3, 11]),
     ({"corrector": "svrg", "validation": 0.25}, [3, 6, 9, 12]),
+    ({"corrector": "reduce_lr"}, [1, 1 + 10 / 3, 1 + 20 / 3, 11]),
+    ({"corrector": "svrg", "correction_mode": "cached"}, [2, 4, 6, 8]),
+    ({"corrector": "agent", "correction_mode": "cached"}, [1, 1 + 7 / 3, 1 + 14 / 3, 8]),
+    ({"corrector": "svrg", "refresh_steps": 3}, [4, 8, 11, 15]),
+    (
+        {"corrector": "svrg", "refresh_samples": 20, "refresh_draw": "fresh"},  # 2 batches of 16
+        [(2 + 32 / 72) * epochs for epochs in (1, 2, 3, 4)],
+    ),
+    # Of 72 images the first step has 16, and no step before it.
+    ({"corrector": "mvr"}, [2 * epochs - 16 / 72 for epochs in (1, 2, 3, 4)]),
+    ({"corrector": "mvr_fixed"}, [2 * epochs - 16 / 72 for epochs in (1, 2, 3, 4)]),
+    ({"corrector": "mvr_fixed", "mvr_share": 1.0}, [1, 2, 3, 4]),
+    (
+        {"corrector": "agent_mvr"},  # forward only while its coefficient is 0
+        [1 + 56 / 216 + 2 * epochs for epochs in (0, 1, 2, 3)],
+    ),
+    (
+        {"corrector": "agent_mvr_oracle"},
+        [1 + 56 / 72 + 13 / 3 * epochs for epochs in (0, 1, 2, 3)],
+    ),
+    ({"corrector": "ref_itop"}, [10 / 3, 20 / 3, 10, 40 / 3]),
+    ({"corrector": "ref_rigl"}, [10 / 3, 20 / 3, 10, 40 / 3]),
+    (
+        {"corrector": "ref_bsr"},  # 4 whole batches in a refresh
+        [1 + 64 / 72 + (2 + 4 / 3 * 64 / 72) * epochs for epochs in (0, 1, 2, 3)],
+    ),
 ]
 
 

@@ -70,6 +70,20 @@ SETUPS: dict[str, dict[str, Any]] = {
         "interval": 2,
         "growth_signal": "corrected",
     },
+    "svrg cached": {
+        "corrector": "svrg",
+        "correction_mode": "cached",
+        "topology": "set",
+        "interval": 3,
+    },
+    "mvr": {"corrector": "mvr", "topology": "rigl", "interval": 2},
+    "agent_mvr_oracle on disk": {
+        "corrector": "agent_mvr_oracle",
+        "correction_mode": "cached",
+        "cache": "disk",
+        "topology": "set",
+        "interval": 2,
+    },
 }
 
 

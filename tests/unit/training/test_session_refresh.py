@@ -33,7 +33,7 @@ def colourful() -> Any:
 @pytest.mark.parametrize("draw", ["replay", "fresh"])
 def test_the_full_gradient_is_the_mean_over_the_announced_batches(draw: str, locked: bool) -> None:
     changes = {"refresh_draw": draw, "locked": locked, "augment": "yes", "corrector": "svrg"}
-    session = toy.session(colourful(), epochs=4, **changes)
+    session = toy.session(colourful(), epochs=4, keep="all", **changes)
     toy.one_epoch(session)
     assert session.epoch == 1
     replay = list(session.loader.epoch(1))

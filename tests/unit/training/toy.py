@@ -77,15 +77,15 @@ def untimed(
 
 
 def begin_epoch(current: Session) -> None:
-    """The refresh, where one is due."""
+    """The refresh, where one is due at this step."""
     if current.refresh_is_due:
         current.refresh(current.refresh_batches())
 
 
 def one_epoch(current: Session) -> EpochRecord:
     """What the loop does in an epoch, without files."""
-    begin_epoch(current)
     for group in current.batches():
+        begin_epoch(current)
         current.train_step(group)
     return current.finish_epoch()
 

@@ -102,6 +102,7 @@ EQ_INLINE Line per_channel(const float* values, int64_t channel, float otherwise
 
 struct Affine {
   Line scale, shift, live;
+  bool past;  // the caches
 };
 
 template <bool Relu, bool Residual, bool Partial>
@@ -116,13 +117,14 @@ void affine_part(const Walk<3>& walk, float* const (&base)[3], const Affine& coe
       if (Residual) t = add(t, load(r));
       if (Relu) t = max(zero(), t);  // in this order NaN stays
       if (Partial) t = keep_live(of.live, t);
-      store(z, t);
+      put(z, t, of.past);
     }
   });
+  if (of.past) settle();
 }
 
-void affine(const EqMaps* y, const float* scale, const float* shift, const EqMaps* residual,
-            const EqMaps* z, const EqSize* size, int relu, int threads) {
+void affine_to(const EqMaps* y, const float* scale, const float* shift, const EqMaps* residual,
+               const EqMaps* z, const EqSize* size, int relu, int threads, bool past) {
   using Part = void (*)(const Walk<3>&, float* const(&)[3], const Affine&);
   static constexpr Part parts[2][2][2] = {
       {{affine_part<false, false, false>, affine_part<false, false, true>},
@@ -134,9 +136,14 @@ void affine(const EqMaps* y, const float* scale, const float* shift, const EqMap
                [&](const Walk<3>& walk, float* const(&base)[3], int64_t channel, int live) {
                  const Affine of = {per_channel(scale, channel, 1.0f),
                                     per_channel(shift, channel, 0.0f),
-                                    first_lanes(all(1.0f), live)};
+                                    first_lanes(all(1.0f), live), past};
                  parts[relu != 0][residual != nullptr][live < kLanes](walk, base, of);
                });
+}
+
+void affine(const EqMaps* y, const float* scale, const float* shift, const EqMaps* residual,
+            const EqMaps* z, const EqSize* size, int relu, int threads) {
+  affine_to(y, scale, shift, residual, z, size, relu, threads, maps_go_past(z, *size));
 }
 
 // Where the gradient passes: everywhere, where z > 0, or where scale * y + shift > 0.
@@ -236,6 +243,7 @@ void affine_sums(const EqMaps* dz, const EqMaps* y, const EqMaps* z, const float
 // The coefficients of dy = a * g + b * y + c, and what the gate and the last block need.
 struct Backward {
   Line scale, shift, a, b, c, live;
+  bool past;
 };
 
 template <Gate G, bool HasY, bool Partial>
@@ -251,8 +259,8 @@ void affine_backward_part(const Walk<5>& walk, float* const (&base)[5], const Ba
       Line t = fma(k.a, g, k.c);
       if (HasY) t = fma(k.b, load(y), t);
       if (Partial) t = keep_live(k.live, t);
-      if (dr != nullptr) store(dr, g);  // after all loads: it may be one of the operands
-      if (dy != nullptr) store(dy, t);
+      if (dr != nullptr) put(dr, g, k.past);  // after all loads: it may be one of the operands
+      if (dy != nullptr) put(dy, t, k.past);
       dz += step[0];
       y += step[1];
       z += step[2];
@@ -260,13 +268,14 @@ void affine_backward_part(const Walk<5>& walk, float* const (&base)[5], const Ba
       dr += step[4];
     }
   });
+  if (k.past) settle();
 }
 
 // Without b, y is not read unless the gate needs it.
-void affine_backward(const EqMaps* dz, const EqMaps* y, const EqMaps* z, const float* scale,
-                     const float* shift, const float* a, const float* b, const float* c,
-                     const EqMaps* dy, const EqMaps* dr, const EqSize* size, int relu,
-                     int threads) {
+void affine_backward_to(const EqMaps* dz, const EqMaps* y, const EqMaps* z, const float* scale,
+                        const float* shift, const float* a, const float* b, const float* c,
+                        const EqMaps* dy, const EqMaps* dr, const EqSize* size, int relu,
+                        int threads, bool past) {
   using Part = void (*)(const Walk<5>&, float* const(&)[5], const Backward&);
   static constexpr Part parts[3][2][2] = {
       {{affine_backward_part<kOpen, false, false>, affine_backward_part<kOpen, false, true>},
@@ -283,9 +292,22 @@ void affine_backward(const EqMaps* dz, const EqMaps* y, const EqMaps* z, const f
                  const Backward of = {
                      per_channel(scale, channel, 1.0f), per_channel(shift, channel, 0.0f),
                      per_channel(a, channel, 1.0f),     per_channel(b, channel, 0.0f),
-                     per_channel(c, channel, 0.0f),     first_lanes(all(1.0f), live)};
+                     per_channel(c, channel, 0.0f),     first_lanes(all(1.0f), live),
+                     past};
                  parts[gate][b != nullptr][live < kLanes](walk, base, of);
                });
+}
+
+bool gradients_go_past(const EqMaps* dy, const EqMaps* dr, const EqSize& size) {
+  return (dy == nullptr || maps_go_past(dy, size)) && (dr == nullptr || maps_go_past(dr, size));
+}
+
+void affine_backward(const EqMaps* dz, const EqMaps* y, const EqMaps* z, const float* scale,
+                     const float* shift, const float* a, const float* b, const float* c,
+                     const EqMaps* dy, const EqMaps* dr, const EqSize* size, int relu,
+                     int threads) {
+  affine_backward_to(dz, y, z, scale, shift, a, b, c, dy, dr, size, relu, threads,
+                     gradients_go_past(dy, dr, *size));
 }
 
 }  // namespace

@@ -3,20 +3,62 @@
 namespace {
 
 using ApplyTile = void (*)(const EqList&, const EqGrid&, const float* packed, const float* in,
-                           float* out, int64_t first_row, int64_t end_row);
+                           float* out, int64_t first_row, int64_t end_row, Taps taps,
+                           Ahead& ahead, Ahead& out_ahead, bool past);
+
+// Adds entries to the sums of rows [Lane, Lane + W): each is an offset and W weights.
+template <int W, int Lane, int R, int C, int G>
+EQ_INLINE void add_entries(const float* entry, int64_t count, const float* in, int64_t in_row,
+                           int64_t in_column, Line (&sums)[G][R * C]) {
+  for (int64_t k = 0; k < count; ++k, entry += W + 1) {
+    int32_t offset;
+    std::memcpy(&offset, entry, sizeof offset);
+    const float* source = in + offset;
+    if constexpr (W == 1) {
+      const Line weight = all(entry[1]);
+      EQ_UNROLL for (int r = 0; r < R; ++r) EQ_UNROLL for (int c = 0; c < C; ++c) {
+        sums[Lane][r * C + c] =
+            fma(weight, load(source + r * in_row + c * in_column), sums[Lane][r * C + c]);
+      }
+    } else {
+      Line weights[W];
+      EQ_UNROLL for (int g = 0; g < W; ++g) weights[g] = all(entry[1 + g]);
+      EQ_UNROLL for (int r = 0; r < R; ++r) EQ_UNROLL for (int c = 0; c < C; ++c) {
+        const Line seen = load(source + r * in_row + c * in_column);
+        EQ_UNROLL for (int g = 0; g < W; ++g) {
+          sums[g][r * C + c] = fma(weights[g], seen, sums[g][r * C + c]);
+        }
+      }
+    }
+  }
+}
+
+// Where the entries of a run lie: behind an offset for each entry and all weights before them.
+template <int W>
+EQ_INLINE const float* packed_run(const float* packed, const Run& run) {
+  return packed + static_cast<int64_t>(run.first) * (W + 1) + run.shift;
+}
 
 // One tile of positions for rows [first_row, end_row) of the list. `packed` holds for every entry
 // its offset and then its weights.
 template <int G, int R, int C, int Step>
 void apply_tile(const EqList& list, const EqGrid& grid, const float* packed, const float* in,
-                float* out, int64_t first_row, int64_t end_row) {
-  constexpr int kEntry = G + 1;
+                float* out, int64_t first_row, int64_t end_row, Taps taps, Ahead& ahead,
+                Ahead& out_ahead, bool past) {
   const int64_t in_column = column_step<Step>(grid.in_column), in_row = grid.in_row;
   for (int64_t block = 0; block < list.blocks; ++block) {
-    const int32_t* starts = list.starts + block * (list.rows + 1);
     for (int64_t row = first_row; row < end_row; ++row) {
-      const int32_t first = starts[row], end = starts[row + 1];
-      if (block > 0 && first == end) continue;
+      const Run run = run_of<G>(list, block, row, 0, taps);
+      Run single[2] = {};
+      if constexpr (G == 2) {
+        single[0] = run_of<G>(list, block, row, 1, taps);
+        single[1] = run_of<G>(list, block, row, 2, taps);
+      }
+      ahead.fetch<0>();
+      out_ahead.fetch<1>();
+      const int64_t count = run.end - run.first;
+      const int64_t counts[2] = {single[0].end - single[0].first, single[1].end - single[1].first};
+      if (block > 0 && count + counts[0] + counts[1] == 0) continue;
       float* target = out + row * G * grid.out_channel;
       Line sums[G][R * C];
       // A last group that is not full has no channel to load from or store to.
@@ -29,35 +71,22 @@ void apply_tile(const EqList& list, const EqGrid& grid, const float* packed, con
                   : load(target + g * grid.out_channel + r * grid.out_row + c * grid.out_column);
         }
       }
-      const float* entry = packed + static_cast<int64_t>(first) * kEntry;
-      for (int32_t k = first; k < end; ++k, entry += kEntry) {
-        int32_t offset;
-        std::memcpy(&offset, entry, sizeof offset);
-        const float* source = in + offset;
-        if constexpr (G == 1) {
-          const Line weight = all(entry[1]);
-          EQ_UNROLL for (int r = 0; r < R; ++r) EQ_UNROLL for (int c = 0; c < C; ++c) {
-            sums[0][r * C + c] =
-                fma(weight, load(source + r * in_row + c * in_column), sums[0][r * C + c]);
-          }
-        } else {
-          Line seen[R * C];
-          EQ_UNROLL for (int r = 0; r < R; ++r) EQ_UNROLL for (int c = 0; c < C; ++c) {
-            seen[r * C + c] = load(source + r * in_row + c * in_column);
-          }
-          EQ_UNROLL for (int g = 0; g < G; ++g) {
-            const Line weight = all(entry[1 + g]);
-            EQ_UNROLL for (int p = 0; p < R * C; ++p) {
-              sums[g][p] = fma(weight, seen[p], sums[g][p]);
-            }
-          }
-        }
+      add_entries<G, 0, R, C>(packed_run<G>(packed, run), count, in, in_row, in_column, sums);
+      if constexpr (G == 2) {
+        add_entries<1, 0, R, C>(packed_run<1>(packed, single[0]), counts[0], in, in_row, in_column,
+                                sums);
+        add_entries<1, 1, R, C>(packed_run<1>(packed, single[1]), counts[1], in, in_row, in_column,
+                                sums);
       }
       EQ_UNROLL for (int g = 0; g < G; ++g) {
         if (G > 1 && g >= present) break;
         EQ_UNROLL for (int r = 0; r < R; ++r) EQ_UNROLL for (int c = 0; c < C; ++c) {
-          store(target + g * grid.out_channel + r * grid.out_row + c * grid.out_column,
-                sums[g][r * C + c]);
+          float* place = target + g * grid.out_channel + r * grid.out_row + c * grid.out_column;
+          if (past) {
+            store_past(place, sums[g][r * C + c]);
+          } else {
+            store(place, sums[g][r * C + c]);
+          }
         }
       }
     }
@@ -90,22 +119,41 @@ ApplyTile choose_apply_tile(int64_t group, const EqGrid& grid, TileShape* chosen
   return found;
 }
 
+// Entries [first, end) with `width` weights each, which start at `slot`, to where they are read.
+EQ_INLINE void pack_entries(const EqList& list, const float* values, int64_t first, int64_t end,
+                            int64_t slot, int64_t width, float* packed) {
+  float* entry = packed + first + slot;
+  for (int64_t k = first; k < end; ++k) {
+    const int32_t offset = static_cast<int32_t>(list.offsets[k] * list.scale);
+    std::memcpy(entry++, &offset, sizeof offset);
+    for (int64_t w = 0; w < width; ++w) {
+      const int32_t source = list.sources[slot++];
+      *entry++ = source < 0 ? 0.0f : values[source];
+    }
+  }
+}
+
 // Offsets and weights of all entries in the order in which they are read.
 const float* pack(const EqList& list, const float* values, int threads) {
   static thread_local Scratch scratch;
-  const int64_t group = list.group;
-  float* packed = scratch.at_least(static_cast<size_t>(list.entries * (group + 1)));
+  float* packed = scratch.at_least(static_cast<size_t>(list.entries + list.weights));
   constexpr int64_t kShare = 16384;
-  parallel_for((list.entries + kShare - 1) / kShare, threads, [&](int64_t share) {
-    const int64_t left = list.entries - share * kShare;
-    const int64_t end = share * kShare + (left < kShare ? left : kShare);
-    for (int64_t k = share * kShare; k < end; ++k) {
-      float* entry = packed + k * (group + 1);
-      const int32_t offset = static_cast<int32_t>(list.offsets[k] * list.scale);
-      std::memcpy(entry, &offset, sizeof offset);
-      for (int64_t g = 0; g < group; ++g) {
-        const int32_t source = list.sources[k * group + g];
-        entry[1 + g] = source < 0 ? 0.0f : values[source];
+  const int64_t shares = (list.entries + kShare - 1) / kShare;
+  if (list.group != 2) {
+    parallel_for(shares, threads, [&](int64_t share) {
+      const int64_t first = share * kShare, left = list.entries - first;
+      pack_entries(list, values, first, first + (left < kShare ? left : kShare),
+                   first * list.group, list.group, packed);
+    });
+    return packed;
+  }
+  const int64_t pairs = list.blocks * list.rows;
+  parallel_for(shares, threads, [&](int64_t share) {
+    for (int64_t pair = pairs * share / shares; pair < pairs * (share + 1) / shares; ++pair) {
+      for (int64_t part = 0; part < 3; ++part) {
+        const int64_t at = (pair * 3 + part) * list.taps;
+        pack_entries(list, values, list.starts[at], list.starts[at + list.taps], list.slots[at],
+                     part == 0 ? 2 : 1, packed);
       }
     }
   });
@@ -122,6 +170,10 @@ void apply(const EqList* list, const EqGrid* grid, const float* values, const fl
   // threads that add up the same positions block by block would disturb each other.
   const int64_t all_bands = tiles_in(grid->rows, shape.rows);
   const int64_t bands = grid->rows % shape.rows == 0 ? all_bands : grid->rows / shape.rows;
+  // Only what is complete at once can go past the caches, and in runs that fill a page.
+  const bool past = list->blocks == 1 && grid->out_column == kLanes &&
+                    goes_past(out, grid->outer * grid->rows * grid->columns * grid->last_row,
+                              kConvolutionPastBytes);
   // Where there are few pieces of the maps, the rows of the list are shared out too.
   int64_t chunks = 1;
   if (grid->threads > 1) {
@@ -140,12 +192,18 @@ void apply(const EqList* list, const EqGrid* grid, const float* values, const fl
       const int64_t r = tile_start(part, shape.rows, grid->rows);
       const float* source = in + outer * grid->in_outer + r * grid->in_row;
       float* target = out + outer * grid->out_outer + r * grid->out_row;
+      const Taps taps = taps_inside(*list, *grid, r, shape.rows);
+      const int64_t portions = strips * list->blocks * (end_row - first_row);
+      Ahead ahead = input_ahead(*list, *grid, in, outer, r, shape.rows, portions);
+      Ahead out_ahead;
+      if (!past) out_ahead = output_ahead(*grid, out, outer, r, shape.rows, portions);
       for (int64_t strip = 0; strip < strips; ++strip) {
         const int64_t c = tile_start(strip, shape.columns, grid->columns);
         tile(*list, *grid, packed, source + c * grid->in_column, target + c * grid->out_column,
-             first_row, end_row);
+             first_row, end_row, taps, ahead, out_ahead, past);
       }
     }
+    if (past) settle();
   });
 }
 

@@ -5,15 +5,22 @@
 // A sparse linear map between maps, written as shifts. For every row of the list (an output
 // channel, or an output channel at one position) and every output position p
 //   out[row][p] = sum over its entries of weight * in[offset + p]
-// The entries are cut into blocks of input channels so that what they read stays in a cache:
-// entry k belongs to row r of block b if starts[b * (rows + 1) + r] <= k < the next start.
-// `group` consecutive rows share their entries; then an entry has one weight for each of them.
+// The entries are cut into blocks of input channels so that what they read stays in a cache, and
+// within a row of a block by the row of the map that they read, so that those that would read
+// outside of it are left out: entry k belongs to tap t of row r of block b if
+// starts[(b * rows + r) * taps + t] <= k < the next start.
+// `group` consecutive rows are computed together. Four of them share their entries: an entry has one
+// weight for each, zero where it is missing. Two of them share what both have: a pair of rows has
+// three parts, the entries with two weights and then those of either row, and k belongs to part p if
+// starts[((b * rows + r) * 3 + p) * taps + t] <= k < the next start.
 struct EqList {
   const int32_t* starts;
-  const int32_t* offsets;  // in floats, times `scale`
-  const int32_t* sources;  // [entries][group]: where in the layer's values; -1 for a zero
-  int64_t rows;            // counted in groups
-  int64_t blocks, entries, group;
+  const int32_t* slots;     // for pairs, at the same places: the number of weights before an entry
+  const int32_t* tap_rows;  // [taps], ascending: which row is read, seen from the position's
+  const int32_t* offsets;   // in floats, times `scale`
+  const int32_t* sources;   // of every weight: where in the layer's values; -1 for a zero
+  int64_t rows;             // counted in groups
+  int64_t blocks, taps, entries, weights, group;
   int64_t scale;
 };
 
@@ -23,9 +30,14 @@ struct EqGrid {
   int64_t in_outer, in_row, in_column;     // strides of the read positions
   int64_t out_outer, out_row, out_column;  // strides of the written positions
   int64_t out_channel;                     // stride between the rows of the list
+  int64_t in_rows;      // rows of the maps that are read, without borders; 0 if no tap is left out
+  int64_t in_step;      // how many of them lie between two rows of positions
+  int64_t in_map_row;   // stride of one of them
+  int64_t in_channels, in_channel;         // how many channels are read, and their stride
   int64_t last_row;                        // rows of the list that exist, ungrouped
   int32_t tile_rows, tile_columns;         // positions held in registers
   int32_t threads;
+  int32_t ahead;  // whether to fetch what the next rows of positions will read
 };
 
 struct EqKernels {
@@ -78,9 +90,9 @@ struct EqKernels {
   void (*max_pool)(const EqMaps* x, const EqMaps* out, const EqSize* size, int64_t out_rows,
                    int64_t out_columns, const int64_t* window, int threads);
   // The gradient goes to the first largest position of each window in row-major order, as torch's.
-  void (*max_pool_backward)(const EqMaps* x, const EqMaps* out, const EqMaps* d_out,
-                            const EqMaps* dx, const EqSize* size, int64_t out_rows,
-                            int64_t out_columns, const int64_t* window, int threads);
+  void (*max_pool_backward)(const EqMaps* x, const EqMaps* d_out, const EqMaps* dx,
+                            const EqSize* size, int64_t out_rows, int64_t out_columns,
+                            const int64_t* window, int threads);
   // Means over windows; padded positions count if count_padding.
   void (*average_pool)(const EqMaps* x, const EqMaps* out, const EqSize* size, int64_t out_rows,
                        int64_t out_columns, const int64_t* window, int count_padding, int threads);

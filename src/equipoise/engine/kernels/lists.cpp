@@ -24,6 +24,7 @@ struct EqListRequest {
   int64_t phase[2];
   int64_t block;  // channels that are read by one block of entries
   int64_t group;  // rows that share entries
+  int64_t taps;   // rows of the maps that one position reads: those of the kernel, or 1 if expanded
   int64_t channel, row, column;  // strides of what is read
   int64_t read[2], written[2];   // sizes of the maps, used where expanded
 };
@@ -60,6 +61,33 @@ std::vector<std::pair<int64_t, int64_t>> connected(const EqGeometry& g, const Eq
     if (read >= 0 && read < q.read[axis]) pairs.push_back({written, read});
   }
   return pairs;
+}
+
+// For every row of the kernel its tap, taps in the order of the rows that they read. Rows that read
+// nothing come last.
+std::vector<int64_t> order_taps(const EqGeometry& g, const EqListRequest& q, int32_t* tap_rows) {
+  std::vector<int64_t> tap_of(static_cast<size_t>(g.kernel[0]), 0);
+  if (q.expanded) {
+    tap_rows[0] = 0;
+    return tap_of;
+  }
+  std::vector<std::pair<int64_t, int64_t>> reading, idle;
+  for (int64_t kh = 0; kh < g.kernel[0]; ++kh) {
+    const auto rows = connected(g, q, 0, kh);
+    if (rows.empty()) {
+      idle.push_back({0, kh});
+    } else {
+      reading.push_back({rows[0].second, kh});
+    }
+  }
+  std::sort(reading.begin(), reading.end());
+  for (auto& [row, kh] : idle) row = reading.empty() ? 0 : reading.back().first;
+  reading.insert(reading.end(), idle.begin(), idle.end());
+  for (size_t t = 0; t < reading.size(); ++t) {
+    tap_rows[t] = static_cast<int32_t>(reading[t].first);
+    tap_of[static_cast<size_t>(reading[t].second)] = static_cast<int64_t>(t);
+  }
+  return tap_of;
 }
 
 // The reach of every kernel position, one after another.
@@ -120,59 +148,96 @@ struct Entry {
   int32_t offset, source, lane;
 };
 
-// Merges the entries of each group of rows that read the same place; returns how many are left.
-int64_t merge_groups(const std::vector<int64_t>& fill, std::vector<Entry>& entries, int64_t rows,
-                     int64_t blocks, int64_t group, int32_t* starts, int32_t* offsets,
-                     int32_t* sources) {
+// Merges the entries of each bucket that read the same place; returns how many are left.
+int64_t merge_groups(const std::vector<int64_t>& fill, std::vector<Entry>& entries, int64_t group,
+                     int32_t* starts, int32_t* offsets, int32_t* sources) {
   int64_t made = 0;
-  for (int64_t b = 0; b < blocks; ++b) {
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t first = fill[b * rows + r], end = fill[b * rows + r + 1];
-      starts[b * (rows + 1) + r] = static_cast<int32_t>(made);
-      std::stable_sort(entries.begin() + first, entries.begin() + end,
-                       [](const Entry& x, const Entry& y) { return x.offset < y.offset; });
-      for (int64_t k = first; k < end; ++k) {
-        if (k == first || entries[k].offset != entries[k - 1].offset) {
-          offsets[made] = entries[k].offset;
-          for (int64_t lane = 0; lane < group; ++lane) sources[made * group + lane] = -1;
-          ++made;
+  for (size_t b = 0; b + 1 < fill.size(); ++b) {
+    starts[b] = static_cast<int32_t>(made);
+    std::stable_sort(entries.begin() + fill[b], entries.begin() + fill[b + 1],
+                     [](const Entry& x, const Entry& y) { return x.offset < y.offset; });
+    for (int64_t k = fill[b]; k < fill[b + 1]; ++k) {
+      if (k == fill[b] || entries[k].offset != entries[k - 1].offset) {
+        offsets[made] = entries[k].offset;
+        for (int64_t lane = 0; lane < group; ++lane) sources[made * group + lane] = -1;
+        ++made;
+      }
+      sources[(made - 1) * group + entries[k].lane] = entries[k].source;
+    }
+  }
+  starts[fill.size() - 1] = static_cast<int32_t>(made);
+  return made;
+}
+
+// Shares out the entries of each pair of rows: what both read, then what only the first or the
+// second one reads. Returns how many entries there are.
+int64_t merge_pairs(const std::vector<int64_t>& fill, std::vector<Entry>& entries, int64_t taps,
+                    int32_t* starts, int32_t* slots, int32_t* offsets, int32_t* sources) {
+  int64_t made = 0, weights = 0;
+  const int64_t buckets = static_cast<int64_t>(fill.size()) - 1;
+  // Whether an entry of the first row and the next one, of the second row, are one and the same.
+  auto meet = [&](int64_t k) {
+    return entries[k].offset == entries[k + 1].offset && entries[k].lane < entries[k + 1].lane;
+  };
+  for (int64_t b = 0; b < buckets; ++b) {
+    std::stable_sort(entries.begin() + fill[b], entries.begin() + fill[b + 1],
+                     [](const Entry& x, const Entry& y) {
+                       return x.offset != y.offset ? x.offset < y.offset : x.lane < y.lane;
+                     });
+  }
+  for (int64_t pair = 0; pair < buckets / taps; ++pair) {
+    for (int64_t part = 0; part < 3; ++part) {
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        const int64_t bucket = pair * taps + tap, at = (pair * 3 + part) * taps + tap;
+        const int64_t first = fill[bucket], end = fill[bucket + 1];
+        starts[at] = static_cast<int32_t>(made);
+        slots[at] = static_cast<int32_t>(weights);
+        for (int64_t k = first; k < end; ++k) {
+          const bool both = (k + 1 < end && meet(k)) || (k > first && meet(k - 1));
+          if (both != (part == 0) || (!both && entries[k].lane != part - 1)) continue;
+          sources[weights++] = entries[k].source;
+          if (!both || entries[k].lane == 0) offsets[made++] = entries[k].offset;
         }
-        sources[(made - 1) * group + entries[k].lane] = entries[k].source;
       }
     }
-    starts[b * (rows + 1) + rows] = static_cast<int32_t>(made);
   }
+  starts[buckets * 3] = static_cast<int32_t>(made);
+  slots[buckets * 3] = static_cast<int32_t>(weights);
   return made;
 }
 
 }  // namespace
 
 // Makes a list and returns its number of entries, or -1 if memory ran out. `starts` has room for
-// blocks * (rows + 1) numbers; `offsets` for as many as there are weights times the largest number
-// of positions that one reaches, and `sources` for group times as many.
+// blocks * rows * taps + 1 numbers, for pairs of rows for three times as many and one; so has `slots`,
+// which is written for pairs only. `tap_rows` has room for taps, `offsets` for as many as there are
+// weights times the largest number of positions that one reaches, and `sources` for as many again,
+// times four for groups of four.
 extern "C" int64_t eq_make_list(const EqGeometry* geometry, const EqListRequest* request,
                                 const int64_t* positions, int64_t count, int64_t rows,
-                                int64_t blocks, int32_t* starts, int32_t* offsets,
-                                int32_t* sources) try {
+                                int64_t blocks, int32_t* starts, int32_t* slots,
+                                int32_t* tap_rows, int32_t* offsets, int32_t* sources) try {
   const EqGeometry& g = *geometry;
   const EqListRequest& q = *request;
   const Reaches reaches(g, q);
+  const std::vector<int64_t> tap_of = order_taps(g, q, tap_rows);
   const std::vector<Weight>& weights = decoded(g, q, positions, count);
   const int64_t spread = q.expanded ? q.written[0] * q.written[1] : 1;
-  // body(bucket, row, offset, k) for every entry; a bucket is a block and a group of rows.
+  // body(bucket, row, offset, k) for every entry; a bucket is a block, a group of rows and a tap.
   auto for_entries = [&](auto&& body) {
     for (int64_t k = 0; k < count; ++k) {
       const Weight& w = weights[k];
       const int64_t bucket = w.channel / static_cast<uint32_t>(q.block) * rows;
       const int64_t base = w.channel * q.channel, first_row = w.row * spread;
+      const int64_t tap = tap_of[w.tap / static_cast<uint32_t>(g.kernel[1])];
       for (int64_t r = reaches.starts[w.tap]; r < reaches.starts[w.tap + 1]; ++r) {
         const int64_t row = first_row + reaches.all[r].row;
         const int64_t grouped = q.group == 1 ? row : row / q.group;
-        body(bucket + grouped, row, base + reaches.all[r].offset, k);
+        body((bucket + grouped) * q.taps + tap, row, base + reaches.all[r].offset, k);
       }
     }
   };
-  std::vector<int64_t> fill(static_cast<size_t>(blocks * rows) + 1, 0);
+  std::vector<int64_t> fill(static_cast<size_t>(blocks * rows * q.taps) + 1, 0);
   for_entries([&](int64_t bucket, int64_t, int64_t, int64_t) { ++fill[bucket + 1]; });
   for (size_t b = 1; b < fill.size(); ++b) fill[b] += fill[b - 1];
   std::vector<int64_t> next(fill);
@@ -182,11 +247,7 @@ extern "C" int64_t eq_make_list(const EqGeometry* geometry, const EqListRequest*
       offsets[at] = static_cast<int32_t>(offset);
       sources[at] = static_cast<int32_t>(k);
     });
-    for (int64_t b = 0; b < blocks; ++b) {
-      for (int64_t r = 0; r <= rows; ++r) {
-        starts[b * (rows + 1) + r] = static_cast<int32_t>(fill[b * rows + r]);
-      }
-    }
+    for (size_t b = 0; b < fill.size(); ++b) starts[b] = static_cast<int32_t>(fill[b]);
     return fill.back();
   }
   std::vector<Entry> entries(static_cast<size_t>(fill.back()));
@@ -194,7 +255,8 @@ extern "C" int64_t eq_make_list(const EqGeometry* geometry, const EqListRequest*
     entries[next[bucket]++] = {static_cast<int32_t>(offset), static_cast<int32_t>(k),
                                static_cast<int32_t>(row % q.group)};
   });
-  return merge_groups(fill, entries, rows, blocks, q.group, starts, offsets, sources);
+  if (q.group == 2) return merge_pairs(fill, entries, q.taps, starts, slots, offsets, sources);
+  return merge_groups(fill, entries, q.group, starts, offsets, sources);
 } catch (const std::bad_alloc&) {
   return -1;
 }

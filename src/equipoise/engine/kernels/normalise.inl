@@ -37,6 +37,7 @@ EQ_INLINE float at(const float* values, int64_t i, float otherwise) {
 void normalise(const EqMaps* y, const EqMaps* residual, const EqMaps* z, const EqSize* size,
                const float* gamma, const float* beta, double epsilon, int relu, float* mean,
                float* variance, float* inverse, float* scale, float* shift, int threads) {
+  const bool past = maps_go_past(z, *size);
   for_channel_chunks(*size, threads, [&](int64_t first, int64_t count) {
     const Slice ys(y, first), rs(residual, first), zs(z, first);
     EqSize part = *size;
@@ -47,7 +48,7 @@ void normalise(const EqMaps* y, const EqMaps* residual, const EqMaps* z, const E
       scale[c] = inverse[c] * at(gamma, c, 1.0f);
       shift[c] = at(beta, c, 0.0f) - mean[c] * scale[c];
     }
-    affine(ys.get(), scale + first, shift + first, rs.get(), zs.get(), &part, relu, 1);
+    affine_to(ys.get(), scale + first, shift + first, rs.get(), zs.get(), &part, relu, 1, past);
   });
 }
 
@@ -55,6 +56,7 @@ void normalise_backward(const EqMaps* dz, const EqMaps* y, const EqMaps* z, cons
                         const EqMaps* dr, const EqSize* size, const float* scale,
                         const float* shift, const float* mean, const float* inverse, int relu,
                         float* d_gamma, float* d_beta, int threads) {
+  const bool past = gradients_go_past(dy, dr, *size);
   const double numbers = static_cast<double>(size->samples) * size->rows * size->columns;
   for_channel_chunks(*size, threads, [&](int64_t first, int64_t count) {
     const Slice dzs(dz, first), ys(y, first), zs(z, first), dys(dy, first), drs(dr, first);
@@ -80,8 +82,8 @@ void normalise_backward(const EqMaps* dz, const EqMaps* y, const EqMaps* z, cons
         linear[i] = static_cast<float>(per_number);
         constant[i] = static_cast<float>(-scale[c] * sums[i] / numbers - per_number * mean[c]);
       }
-      affine_backward(d.get(), v.get(), o.get(), scale + c0, shift + c0, scale + c0, linear,
-                      constant, dv.get(), de.get(), &part, relu, 1);
+      affine_backward_to(d.get(), v.get(), o.get(), scale + c0, shift + c0, scale + c0, linear,
+                         constant, dv.get(), de.get(), &part, relu, 1, past);
     }
   });
 }

@@ -195,7 +195,7 @@ void clear_rest(float* maps, Strides step, const Windows& of, const EqSize& size
 // are stored, other windows are added to zeros.
 template <bool Tiles, typename Value>
 EQ_INLINE void spread(const Windows& of, const EqSize& size, Strides out_step, float* dx,
-                      Strides step, int64_t count, Value&& value) {
+                      Strides step, int64_t count, bool past, Value&& value) {
   const int64_t all_rows = size.rows, all_columns = size.columns;
   int64_t cleared = 0;
   for_windows(of, all_rows, all_columns, out_step, [&](Span rows, Span columns, int64_t at) {
@@ -210,7 +210,11 @@ EQ_INLINE void spread(const Windows& of, const EqSize& size, Strides out_step, f
         for (int64_t i = 0; i < sides.rows(); ++i) {
           for (int64_t j = 0; j < sides.columns(); ++j) {
             float* target = q + b * step.block + i * step.row + j * step.column;
-            store(target, Tiles ? part(i, j) : add(load(target), part(i, j)));
+            if (Tiles) {
+              put(target, part(i, j), past);
+            } else {
+              store(target, add(load(target), part(i, j)));
+            }
           }
         }
       }
@@ -218,6 +222,7 @@ EQ_INLINE void spread(const Windows& of, const EqSize& size, Strides out_step, f
   });
   if (Tiles) {
     clear_rest(dx, step, of, size, count);
+    if (past) settle();
   } else {
     clear(dx, step, cleared, all_rows, 0, all_columns, count);
   }
@@ -226,7 +231,7 @@ EQ_INLINE void spread(const Windows& of, const EqSize& size, Strides out_step, f
 template <bool Tiles>
 void max_pool_backward_plane(const Windows& of, const EqSize& size, const float* x, Strides x_step,
                              const float* d_out, Strides out_step, float* dx, Strides step,
-                             int64_t count) {
+                             int64_t count, bool past) {
   auto value = [=](auto sides, Span rows, Span columns, int64_t at, int64_t b) {
     const float* p = x + rows.begin * x_step.row + columns.begin * x_step.column;
     const Line place = place_of_largest(p + b * x_step.block, x_step, sides);
@@ -236,18 +241,18 @@ void max_pool_backward_plane(const Windows& of, const EqSize& size, const float*
       return where_equal(place, here, gradient, zero());
     };
   };
-  spread<Tiles>(of, size, out_step, dx, step, count, value);
+  spread<Tiles>(of, size, out_step, dx, step, count, past, value);
 }
 
-void max_pool_backward(const EqMaps* x, const EqMaps* /*out*/, const EqMaps* d_out,
-                       const EqMaps* dx, const EqSize* size, int64_t out_rows,
-                       int64_t out_columns, const int64_t* window, int threads) {
+void max_pool_backward(const EqMaps* x, const EqMaps* d_out, const EqMaps* dx, const EqSize* size,
+                       int64_t out_rows, int64_t out_columns, const int64_t* window, int threads) {
   const Windows of = windows_of(window, out_rows, out_columns);
+  const bool past = maps_go_past(dx, *size);
   const auto each = are_tiles(of, *size) ? max_pool_backward_plane<true>
                                          : max_pool_backward_plane<false>;
   for_planes(*x, *size, threads, [=](int64_t block, int64_t channel, int64_t count) {
     each(of, *size, plane(x, block, channel), strides_of(*x), plane(d_out, block, channel),
-         strides_of(*d_out), plane(dx, block, channel), strides_of(*dx), count);
+         strides_of(*d_out), plane(dx, block, channel), strides_of(*dx), count, past);
   });
 }
 
@@ -283,24 +288,25 @@ void average_pool(const EqMaps* x, const EqMaps* out, const EqSize* size, int64_
 template <bool Tiles>
 void average_pool_backward_plane(const Windows& of, const EqSize& size, bool count_padding,
                                  const float* d_out, Strides out_step, float* dx, Strides step,
-                                 int64_t count) {
+                                 int64_t count, bool past) {
   auto value = [=](auto, Span rows, Span columns, int64_t at, int64_t b) {
     const Line share = share_of(rows, columns, count_padding);
     const Line gradient = mul(load(d_out + at + b * out_step.block), share);
     return [=](int64_t, int64_t) { return gradient; };
   };
-  spread<Tiles>(of, size, out_step, dx, step, count, value);
+  spread<Tiles>(of, size, out_step, dx, step, count, past, value);
 }
 
 void average_pool_backward(const EqMaps* d_out, const EqMaps* dx, const EqSize* size,
                            int64_t out_rows, int64_t out_columns, const int64_t* window,
                            int count_padding, int threads) {
   const Windows of = windows_of(window, out_rows, out_columns);
+  const bool past = maps_go_past(dx, *size);
   const auto each = are_tiles(of, *size) ? average_pool_backward_plane<true>
                                          : average_pool_backward_plane<false>;
   for_planes(*dx, *size, threads, [=](int64_t block, int64_t channel, int64_t count) {
     each(of, *size, count_padding != 0, plane(d_out, block, channel), strides_of(*d_out),
-         plane(dx, block, channel), strides_of(*dx), count);
+         plane(dx, block, channel), strides_of(*dx), count, past);
   });
 }
 

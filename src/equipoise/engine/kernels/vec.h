@@ -12,6 +12,7 @@
 #endif
 
 #define EQ_INLINE static inline __attribute__((always_inline))
+#define EQ_INLINE_MEMBER inline __attribute__((always_inline))
 #if defined(__clang__)
 #define EQ_UNROLL _Pragma("unroll")
 #else
@@ -32,6 +33,7 @@ EQ_INLINE Line zero() { return {_mm512_setzero_ps()}; }
 EQ_INLINE Line all(float a) { return {_mm512_set1_ps(a)}; }
 EQ_INLINE Line load(const float* p) { return {_mm512_loadu_ps(p)}; }
 EQ_INLINE void store(float* p, Line a) { _mm512_storeu_ps(p, a.v); }
+EQ_INLINE void store_past(float* p, Line a) { _mm512_stream_ps(p, a.v); }
 EQ_INLINE Line add(Line a, Line b) { return {_mm512_add_ps(a.v, b.v)}; }
 EQ_INLINE Line sub(Line a, Line b) { return {_mm512_sub_ps(a.v, b.v)}; }
 EQ_INLINE Line mul(Line a, Line b) { return {_mm512_mul_ps(a.v, b.v)}; }
@@ -74,6 +76,10 @@ EQ_INLINE Line load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_p
 EQ_INLINE void store(float* p, Line x) {
   _mm256_storeu_ps(p, x.a);
   _mm256_storeu_ps(p + 8, x.b);
+}
+EQ_INLINE void store_past(float* p, Line x) {
+  _mm256_stream_ps(p, x.a);
+  _mm256_stream_ps(p + 8, x.b);
 }
 EQ_INLINE Line add(Line x, Line y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
 EQ_INLINE Line sub(Line x, Line y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
@@ -125,6 +131,7 @@ EQ_INLINE Line load(const float* p) {
   return r;
 }
 EQ_INLINE void store(float* p, Line x) { std::memcpy(p, &x, sizeof x); }
+EQ_INLINE void store_past(float* p, Line x) { store(p, x); }
 EQ_INLINE Line add(Line x, Line y) {
   EQ_UNROLL EQ_QUADS x.q[i] += y.q[i];
   return x;
@@ -168,6 +175,24 @@ EQ_INLINE void add_sums4(float* out, Line a, Line b, Line c, Line d) {
 }
 
 #endif
+
+// Stores past the caches (`store_past`) save reading what they overwrite, and keep their speed where
+// lines are left out, as at borders. They need whole lines: addresses that are multiples of 64.
+// Behind a convolution they pay where so much is written that a cache would not keep it; a pass that
+// does little but read and write gains earlier.
+constexpr int64_t kConvolutionPastBytes = 24 << 20, kPassPastBytes = 6 << 20;
+
+EQ_INLINE bool goes_past(const float* p, int64_t lines, int64_t least_bytes) {
+  return lines * kLanes * static_cast<int64_t>(sizeof(float)) >= least_bytes &&
+         reinterpret_cast<uintptr_t>(p) % 64 == 0;
+}
+
+// Makes them visible to other threads.
+EQ_INLINE void settle() {
+#if EQ_ISA == 512 || EQ_ISA == 256
+  _mm_sfence();
+#endif
+}
 
 // The first n lanes of a, the others zero.
 EQ_INLINE Line first_lanes(Line a, int n) {

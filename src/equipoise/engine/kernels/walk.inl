@@ -10,6 +10,21 @@ EQ_INLINE Line keep_live(Line live, Line value) {
 
 EQ_INLINE int64_t blocks_of(const EqSize& size) { return (size.samples + kLanes - 1) / kLanes; }
 
+// Where results go: a choice that is made once for all, so that loops need not look at it often.
+EQ_INLINE void put(float* p, Line a, bool past) {
+  if (past) {
+    store_past(p, a);
+  } else {
+    store(p, a);
+  }
+}
+
+EQ_INLINE bool maps_go_past(const EqMaps* maps, const EqSize& size) {
+  return maps != nullptr &&
+         goes_past(maps->data, blocks_of(size) * size.channels * size.rows * size.columns,
+                   kPassPastBytes);
+}
+
 EQ_INLINE bool has_blocks_inside(const EqMaps& maps) { return maps.block < maps.channel; }
 
 EQ_INLINE float* plane(const EqMaps* maps, int64_t block, int64_t channel) {

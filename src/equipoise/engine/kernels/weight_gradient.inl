@@ -5,7 +5,7 @@ namespace {
 using GradientTile = void (*)(const EqList&, const EqGrid&, const int32_t* offsets,
                               const float* in, const float* out_gradient, float* sums,
                               int64_t first_row, int64_t end_row, int skip_rows,
-                              int skip_columns);
+                              int skip_columns, Taps taps, Ahead& ahead, Ahead& gradient_ahead);
 
 // Sum over the tile of gradient * input, in two chains so that they do not wait for each other.
 template <int R, int C>
@@ -23,19 +23,81 @@ EQ_INLINE Line dot(const Line* gradient, const float* source, int64_t in_row, in
   return add(even, odd);
 }
 
+// Adds the products of entries with one row: sum k belongs to entry k.
+template <int R, int C>
+EQ_INLINE void add_row(const int32_t* offsets, int64_t count, const float* in, int64_t in_row,
+                       int64_t in_column, const Line* gradient, float* sums) {
+  int64_t k = 0;
+  for (; k + 3 < count; k += 4) {
+    add_sums4(sums + k, dot<R, C>(gradient, in + offsets[k], in_row, in_column),
+              dot<R, C>(gradient, in + offsets[k + 1], in_row, in_column),
+              dot<R, C>(gradient, in + offsets[k + 2], in_row, in_column),
+              dot<R, C>(gradient, in + offsets[k + 3], in_row, in_column));
+  }
+  for (; k < count; ++k) {
+    sums[k] += sum(dot<R, C>(gradient, in + offsets[k], in_row, in_column));
+  }
+}
+
+// The products of one entry with W rows.
+template <int W, int R, int C>
+EQ_INLINE void dots_of(const float* source, int64_t in_row, int64_t in_column,
+                       const Line (*gradient)[R * C], Line* dots) {
+  EQ_UNROLL for (int g = 0; g < W; ++g) dots[g] = zero();
+  EQ_UNROLL for (int r = 0; r < R; ++r) EQ_UNROLL for (int c = 0; c < C; ++c) {
+    const Line seen = load(source + r * in_row + c * in_column);
+    EQ_UNROLL for (int g = 0; g < W; ++g) {
+      dots[g] = fma(gradient[g][r * C + c], seen, dots[g]);
+    }
+  }
+}
+
+// Adds the products of entries with the W rows that share them: W sums an entry.
+template <int W, int R, int C>
+EQ_INLINE void add_rows(const int32_t* offsets, int64_t count, const float* in, int64_t in_row,
+                        int64_t in_column, const Line (*gradient)[R * C], float* sums) {
+  int64_t k = 0;
+  if constexpr (W == 2) {
+    for (; k + 1 < count; k += 2) {
+      Line dots[4];
+      dots_of<2, R, C>(in + offsets[k], in_row, in_column, gradient, dots);
+      dots_of<2, R, C>(in + offsets[k + 1], in_row, in_column, gradient, dots + 2);
+      add_sums4(sums + 2 * k, dots[0], dots[1], dots[2], dots[3]);
+    }
+  }
+  for (; k < count; ++k) {
+    Line dots[W];
+    dots_of<W, R, C>(in + offsets[k], in_row, in_column, gradient, dots);
+    float* target = sums + k * W;
+    if constexpr (W == 4) {
+      add_sums4(target, dots[0], dots[1], dots[2], dots[3]);
+    } else {
+      EQ_UNROLL for (int g = 0; g < W; ++g) target[g] += sum(dots[g]);
+    }
+  }
+}
+
 // Adds one tile's share to `sums`, which has a number for each weight of each entry. The first
 // skip_rows and skip_columns of the tile belong to the tile before it as well and do not count.
 template <int G, int R, int C, int Step>
 void gradient_tile(const EqList& list, const EqGrid& grid, const int32_t* offsets, const float* in,
                    const float* out_gradient, float* sums, int64_t first_row, int64_t end_row,
-                   int skip_rows, int skip_columns) {
+                   int skip_rows, int skip_columns, Taps taps, Ahead& ahead,
+                   Ahead& gradient_ahead) {
   const int64_t in_column = column_step<Step>(grid.in_column), in_row = grid.in_row;
   for (int64_t block = 0; block < list.blocks; ++block) {
-    const int32_t* starts = list.starts + block * (list.rows + 1);
     for (int64_t row = first_row; row < end_row; ++row) {
-      int32_t k = starts[row];
-      const int32_t end = starts[row + 1];
-      if (k == end) continue;
+      const Run run = run_of<G>(list, block, row, 0, taps);
+      Run single[2] = {};
+      if constexpr (G == 2) {
+        single[0] = run_of<G>(list, block, row, 1, taps);
+        single[1] = run_of<G>(list, block, row, 2, taps);
+      }
+      ahead.fetch<0>();
+      gradient_ahead.fetch<0>();
+      const int64_t count = run.end - run.first;
+      const int64_t counts[2] = {single[0].end - single[0].first, single[1].end - single[1].first};
+      if (count + counts[0] + counts[1] == 0) continue;
       const float* source_gradient = out_gradient + row * G * grid.out_channel;
       Line gradient[G][R * C];
       const int64_t present = G == 1 ? 1 : grid.last_row - row * G;
@@ -55,33 +117,17 @@ void gradient_tile(const EqList& list, const EqGrid& grid, const int32_t* offset
           }
         }
       }
+      const int64_t slot = static_cast<int64_t>(run.first) * G + run.shift;
       if constexpr (G == 1) {
-        for (; k + 3 < end; k += 4) {
-          add_sums4(sums + k, dot<R, C>(gradient[0], in + offsets[k], in_row, in_column),
-                    dot<R, C>(gradient[0], in + offsets[k + 1], in_row, in_column),
-                    dot<R, C>(gradient[0], in + offsets[k + 2], in_row, in_column),
-                    dot<R, C>(gradient[0], in + offsets[k + 3], in_row, in_column));
-        }
-        for (; k < end; ++k) {
-          sums[k] += sum(dot<R, C>(gradient[0], in + offsets[k], in_row, in_column));
-        }
+        add_row<R, C>(offsets + run.first, count, in, in_row, in_column, gradient[0], sums + slot);
       } else {
-        for (; k < end; ++k) {
-          const float* source = in + offsets[k];
-          Line dots[G];
-          EQ_UNROLL for (int g = 0; g < G; ++g) dots[g] = zero();
-          EQ_UNROLL for (int r = 0; r < R; ++r) EQ_UNROLL for (int c = 0; c < C; ++c) {
-            const Line seen = load(source + r * in_row + c * in_column);
-            EQ_UNROLL for (int g = 0; g < G; ++g) {
-              dots[g] = fma(gradient[g][r * C + c], seen, dots[g]);
-            }
-          }
-          float* target = sums + static_cast<int64_t>(k) * G;
-          if constexpr (G == 4) {
-            add_sums4(target, dots[0], dots[1], dots[2], dots[3]);
-          } else {
-            EQ_UNROLL for (int g = 0; g < G; ++g) target[g] += sum(dots[g]);
-          }
+        add_rows<G, R, C>(offsets + run.first, count, in, in_row, in_column, gradient,
+                          sums + slot);
+      }
+      if constexpr (G == 2) {
+        EQ_UNROLL for (int g = 0; g < 2; ++g) {
+          add_row<R, C>(offsets + single[g].first, counts[g], in, in_row, in_column, gradient[g],
+                        sums + single[g].first + single[g].shift);
         }
       }
     }
@@ -133,7 +179,7 @@ void weight_gradient(const EqList* list, const EqGrid* grid, const float* in,
   const int32_t* offsets = scaled_offsets(*list);
   const int64_t bands = tiles_in(grid->rows, shape.rows);
   const int64_t strips = tiles_in(grid->columns, shape.columns);
-  const int64_t units = grid->outer * bands, weights = list->entries * list->group;
+  const int64_t units = grid->outer * bands, weights = list->weights;
   // Each slice of the maps has sums of its own, added up in a fixed order: the result does not
   // depend on the number of threads, which share out the rows of the list too.
   // Long lists have no slices, because their sums would not stay in a cache.
@@ -153,11 +199,16 @@ void weight_gradient(const EqList* list, const EqGrid* grid, const float* in,
       const int64_t r = tile_start(band, shape.rows, grid->rows);
       const float* source = in + outer * grid->in_outer + r * grid->in_row;
       const float* from = out_gradient + outer * grid->out_outer + r * grid->out_row;
+      const Taps taps = taps_inside(*list, *grid, r, shape.rows);
+      const int64_t portions = strips * list->blocks * (end_row - first_row);
+      Ahead ahead = input_ahead(*list, *grid, in, outer, r, shape.rows, portions);
+      Ahead gradient_ahead = output_ahead(*grid, out_gradient, outer, r, shape.rows, portions);
       for (int64_t strip = 0; strip < strips; ++strip) {
         const int64_t c = tile_start(strip, shape.columns, grid->columns);
         tile(*list, *grid, offsets, source + c * grid->in_column, from + c * grid->out_column,
              sums + slice * weights, first_row, end_row,
-             static_cast<int>(band * shape.rows - r), static_cast<int>(strip * shape.columns - c));
+             static_cast<int>(band * shape.rows - r), static_cast<int>(strip * shape.columns - c),
+             taps, ahead, gradient_ahead);
       }
     }
   });
