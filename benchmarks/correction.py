@@ -28,9 +28,10 @@ from rich.console import Console
 from equipoise.arguments import Arm, parse_arm
 from equipoise.records import EpochRecord, RunRecords, read_run, write_atomically
 from equipoise.reports.statistics import PairedInterval, mean_and_deviation, paired_interval
-from equipoise.settings import Run, validate, with_setting
+from equipoise.settings import Run, with_setting
 from equipoise.speed.machine import describe_machine, in_words, load_average
 from equipoise.training.arms import plan, run_jobs
+from equipoise.validation import validate
 
 RESULTS = Path(__file__).parent / "results"
 PLAIN = "plain"
@@ -56,9 +57,15 @@ MEMBERS: dict[str, str] = {
     "alpha_svrg_cached": "alpha_svrg,correction_mode=cached",
     "agent_sub_sampled": "agent,refresh_samples=1024",
     "svrg_by_chance": "svrg,refresh_chance=0.01",
+    "age": "age",
+    "age_gated": "age,gate=true",
+    "table": "table",
+    "table_fixed": "table,partition_epochs=0",
     # Controls: what else the same effort, or the same smoothing, would have bought.
     "double_batch": "none,batch_size=128",
     "lower_rate": "none,learning_rate=0.03",
+    "fixed_partition": "none,partition_epochs=0",
+    "slow_partition": "none,partition_epochs=8",
 }
 """Name of a member, and what follows the topology in an arm: corrector[,setting=value ...]."""
 
@@ -72,6 +79,8 @@ BASE: dict[str, Any] = {
     "learning_rate": 0.1,
     "epochs": 12,
     "device": "cpu",
+    # For every member alike: test accuracy would else depend on how far the statistics lag behind.
+    "batchnorm": "refreshed",
 }
 CLOSE = 0.05  # opponents whose epochs differ by less are the same runs
 

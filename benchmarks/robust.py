@@ -36,13 +36,13 @@ from equipoise.settings import (
     ObjectiveSettings,
     Run,
     setting_types,
-    validate,
     with_setting,
 )
 from equipoise.training.attacking import attack_network
 from equipoise.training.hydra import FINETUNED, HydraPlan, train_hydra
 from equipoise.training.loop import train
 from equipoise.training.manifest import versions
+from equipoise.validation import validate
 
 
 @dataclass(frozen=True)

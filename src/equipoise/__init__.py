@@ -10,11 +10,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from equipoise.correction import AgeAdaptive as AgeAdaptive
     from equipoise.correction import Coefficient as Coefficient
     from equipoise.correction import Constant as Constant
     from equipoise.correction import FixedRecursion as FixedRecursion
     from equipoise.correction import GradientCache as GradientCache
     from equipoise.correction import GradientCorrector as GradientCorrector
+    from equipoise.correction import GradientTable as GradientTable
     from equipoise.correction import LinearDecay as LinearDecay
     from equipoise.correction import LossCovariance as LossCovariance
     from equipoise.correction import MomentumCorrector as MomentumCorrector
@@ -35,11 +37,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _ROOMS = {
+    "AgeAdaptive": "correction",
     "Coefficient": "correction",
     "Constant": "correction",
     "FixedRecursion": "correction",
     "GradientCache": "correction",
     "GradientCorrector": "correction",
+    "GradientTable": "correction",
     "LinearDecay": "correction",
     "LossCovariance": "correction",
     "MomentumCorrector": "correction",

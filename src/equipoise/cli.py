@@ -1,4 +1,4 @@
-"""The command line: train, compare, evaluate, attack, export, report, plan, bench, list.
+"""The command line: train, compare, evaluate, attack, diagnose and more.
 
 Torch is imported inside the commands only, so that help and mistakes are answered at once.
 """
@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -18,104 +18,25 @@ from rich.console import Console
 
 from equipoise.arguments import Arm, check_words, nearest, parse_arm
 from equipoise.attacks.settings import Attacking, check_attacking
-from equipoise.recipes import RecipeName, expanded
-from equipoise.settings import Run, setting_types, validate, with_setting
+from equipoise.options import (
+    Comparison,
+    Diagnosing,
+    Evaluation,
+    Exporting,
+    Output,
+    Planning,
+    Reporting,
+)
+from equipoise.recipes import expanded
+from equipoise.settings import Run, setting_types, with_setting
 from equipoise.speed.settings import Benchmark, check_benchmark
+from equipoise.validation import validate
 
 if TYPE_CHECKING:
     from equipoise.training.observers import Observer
 
 _USAGE = 2
 _STOPPED = 130
-
-
-@dataclass(frozen=True, kw_only=True)
-class Output:
-    """Where results go."""
-
-    recipe: RecipeName | None = None
-    """Published settings to start from; what is given beside it wins."""
-    out: Path | None = None
-    """Folder of the run; default: runs/ and a name made from the settings."""
-    overwrite: bool = False
-    """Start again, whatever is in the folder."""
-    checkpoint_seconds: float = 60.0
-    """Time between checkpoints within an epoch."""
-    tensorboard: bool = False
-    """Write TensorBoard event files too."""
-    threads: int | None = None
-    """Processor threads; default: torch's choice."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """What is compared."""
-
-    arms: tuple[str, ...] = ("rigl", "rigl+agent")
-    """Each [name:]topology[+corrector][,setting=value ...], for example big:rigl,batch_size=256;
-    the first is the baseline."""
-    recipe: RecipeName | None = None
-    """Published settings to start from; what is given beside it wins."""
-    num_seeds: int = 3
-    """Paired seeds, from --seed on; pairs share initial weights, masks and data order."""
-    workers: int | None = None
-    """Processes side by side; default: one a core on CPU, one on an accelerator."""
-    out: Path | None = None
-    """Folder of the comparison; default: runs/ and a name made from the settings."""
-    overwrite: bool = False
-    """Start every run again."""
-    tensorboard: bool = False
-    """Write TensorBoard event files too."""
-    threads: int | None = None
-    """Processor threads for all processes together; default: torch's choice."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What is evaluated."""
-
-    run: Path
-    """Folder of a run, or a file that export wrote."""
-    data_dir: Path | None = None
-    """Folder with the files; default: $EQUIPOISE_DATA, then the usual places."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, or auto."""
-    refresh_batchnorm: bool = False
-    """Take BatchNorm statistics anew over the training images first; no weight is changed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exporting:
-    """What is exported."""
-
-    run: Path
-    """Folder of a run."""
-    out: Path | None = None
-    """File to write; default: model.safetensors in that folder."""
-    overwrite: bool = False
-    """Replace the file if it is there already."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reporting:
-    """What is reported."""
-
-    runs: Path
-    """A run, a comparison, or a folder of them."""
-    out: Path | None = None
-    """HTML file to write, with PNG files beside it; default: report.html in that folder."""
-    baseline: str | None = None
-    """Arm that the others are compared with; default: as the comparison says."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Planning:
-    """On what it is planned."""
-
-    recipe: RecipeName | None = None
-    """Published settings to start from; what is given beside it wins."""
-    threads: int | None = None
-    """Processor threads; default: torch's choice."""
 
 
 def train(run: tyro.conf.OmitArgPrefixes[Run], output: tyro.conf.OmitArgPrefixes[Output]) -> int:
@@ -286,6 +207,31 @@ def plan_training(
     return 0
 
 
+def diagnose(
+    run: tyro.conf.OmitArgPrefixes[Run], diagnosing: tyro.conf.OmitArgPrefixes[Diagnosing]
+) -> int:
+    """Measure what gradient correction could do for a training: equipoise diagnose [FOLDER].
+
+    Gradients of the same batches are compared while the network trains for up to an epoch. The
+    folder of a run is only read.
+    """
+    validate(run)
+    if diagnosing.warm_up < 0:
+        raise ValueError(f"--warm-up is a number of epochs, at least 0; got {diagnosing.warm_up}.")
+    from equipoise.diagnosing import show_diagnosis
+
+    _set_threads(diagnosing.threads)
+    show_diagnosis(
+        run,
+        Console(),
+        folder=diagnosing.folder,
+        warm_up=diagnosing.warm_up,
+        batches=diagnosing.batches,
+        out=diagnosing.out,
+    )
+    return 0
+
+
 def bench(benchmark: tyro.conf.OmitArgPrefixes[Benchmark]) -> int:
     """Time whole training steps with the engine against masks, in turns in one process."""
     check_benchmark(benchmark)
@@ -310,6 +256,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "attack": attack,
     "export": export,
     "report": report,
+    "diagnose": diagnose,
     "plan": plan_training,
     "bench": bench,
     "list": list_everything,
@@ -362,7 +309,8 @@ def _check(words: Sequence[str]) -> None:
 
 def _named(words: list[str]) -> list[str]:
     """`equipoise report FOLDER` means `equipoise report --runs FOLDER`."""
-    takes = {"report": "--runs"} | dict.fromkeys(("evaluate", "attack", "export"), "--run")
+    takes = {"report": "--runs", "diagnose": "--folder"}
+    takes |= dict.fromkeys(("evaluate", "attack", "export"), "--run")
     folder = takes.get(words[0]) if words else None
     if folder is None or len(words) < 2 or words[1].startswith("-"):
         return words

@@ -38,6 +38,8 @@ CORRECTORS = {
     "ref_itop": "agent as its code for ITOP has it, slips included; 10/3 passes an epoch",
     "ref_rigl": "agent as its code for RigL has it, slips included; 10/3 passes an epoch",
     "ref_bsr": "agent as its code for BSR-Net has it, slips included; 10/3 passes an epoch",
+    "age": "coefficient by age of the snapshot, estimated from gradients; 3 passes an epoch",
+    "table": "stored gradients of the same batches, coefficient estimated; 1 pass an epoch",
 }
 OBJECTIVES = {
     "standard": "cross-entropy",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,14 @@ class EpochRecord:
         peak_memory_bytes: Largest resident memory of the process during the run.
         peak_device_memory_bytes: Largest memory on the accelerator; None on CPU.
         attack_seconds: Of the training time, that of attacks on the training images.
+        best_coefficient: Estimate of the best coefficient, without a bound; None without one.
+        rho_squared: Share of the variance of the gradient that it would remove.
+        variance_ratio: Share of the variance that the coefficient in use has left.
+        table_bytes: Of the stored gradients; None without a table.
+        old_passes: Steps so far with a second pass, at the snapshot; None where none is gated.
+        old_passes_left_out: Steps so far in which it was left out, because it could not pay.
+        by_age: The same by age of the snapshot: age, whether after a rewiring, coefficient, best,
+            rho_squared, variance_ratio and samples; None where age has no part.
     """
 
     epoch: int
@@ -90,6 +98,13 @@ class EpochRecord:
     peak_memory_bytes: int
     peak_device_memory_bytes: int | None
     attack_seconds: float = 0.0
+    best_coefficient: float | None = None
+    rho_squared: float | None = None
+    variance_ratio: float | None = None
+    table_bytes: int | None = None
+    old_passes: int | None = None
+    old_passes_left_out: int | None = None
+    by_age: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -141,13 +156,16 @@ def read_records(path: Path) -> list[EpochRecord]:
     """
     if not path.exists():
         return []
-    names = {field.name for field in fields(EpochRecord)}
-    later = {"attack_seconds"}  # not in records of earlier versions
+    # Records from before there was a field are read as if it held nothing.
+    needed = [field.name for field in fields(EpochRecord) if field.default is MISSING]
+    others = [field.name for field in fields(EpochRecord) if field.default is not MISSING]
     records = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             row = json.loads(line)
-            records.append(EpochRecord(**{n: row[n] for n in names if n in row or n not in later}))
+            known = {name: row[name] for name in needed}
+            known |= {name: row[name] for name in others if name in row}
+            records.append(EpochRecord(**known))
         except (ValueError, KeyError, TypeError) as error:  # not JSON, or not even text
             raise ValueError(
                 f"{path}, line {number}, is not a record of format {FORMAT} ({error}); "

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from equipoise.settings import from_plain, validate
+from equipoise.settings import from_plain
 from equipoise.shipping import load_sparse, save_sparse
 from equipoise.training import loop, stored
+from equipoise.validation import validate
 
 Call = Callable[..., Any]
 TINY = (

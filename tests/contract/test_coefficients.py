@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 import equipoise.correction
-from equipoise.correction import Coefficient, Constant, LinearDecay, LossCovariance
+from equipoise.correction import (
+    AgeAdaptive,
+    Coefficient,
+    Constant,
+    LinearDecay,
+    LossCovariance,
+)
 
 TABLE: dict[str, Callable[[], Coefficient]] = {
     "SVRG": lambda: Constant(1.0),
@@ -29,6 +35,8 @@ TABLE: dict[str, Callable[[], Coefficient]] = {
     "gamma of 0": lambda: LossCovariance(scaling=0.0),
     "unsmoothed": lambda: LossCovariance(smoothing=1.0),
     "clipped": lambda: LossCovariance(clip=(0.0, 1.0)),
+    "by age": AgeAdaptive,
+    "by age, gated": lambda: AgeAdaptive(gate=True),
     "clipped above 0": lambda: LossCovariance(clip=(0.2, 0.4)),
 }
 NAMES = pytest.mark.parametrize("name", TABLE)

@@ -15,9 +15,9 @@ from equipoise.settings import (
     Run,
     TopologyName,
     setting_types,
-    validate,
     with_setting,
 )
+from equipoise.validation import validate
 
 KINDS: dict[str, Any] = {
     "epochs": int,

@@ -11,8 +11,9 @@ import pytest
 from equipoise import cli
 from equipoise.arguments import check_words
 from equipoise.recipes import RECIPES, expanded
-from equipoise.settings import Run, validate
+from equipoise.settings import Run
 from equipoise.training.optimizers import rate_factor
+from equipoise.validation import validate
 
 EPOCHS = (0, 49, 50, 100, 150)
 cli_fixtures = import_module("tests.cli.conftest")

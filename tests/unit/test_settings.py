@@ -27,9 +27,9 @@ from equipoise.settings import (
     as_plain,
     from_plain,
     setting_types,
-    validate,
     with_setting,
 )
+from equipoise.validation import validate
 
 GROUPS = {field.name: getattr(Run(), field.name) for field in fields(Run)}
 ELSEWHERE = {"data_dir", "download"}
@@ -243,6 +243,7 @@ RANGES: dict[str, tuple[list[Any], list[Any]]] = {
     "train_samples": COUNT,
     "test_samples": COUNT,
     "validation": FROM_0,
+    "partition_epochs": AT_LEAST_0,
     "width": POSITIVE,
     "dropout": FROM_0,
     "sparsity": FROM_0,

@@ -10,15 +10,18 @@ from typing import Any, Generic
 import torch
 from torch import Tensor, nn
 
+from equipoise.correction.activity import Activity
 from equipoise.correction.batches import num_samples
 from equipoise.correction.cache import GradientCache, fingerprint
 from equipoise.correction.coefficients import Coefficient, LossCovariance
+from equipoise.correction.columns import Masked
 from equipoise.correction.gradients import add_weighted, all_finite, next_weight
 from equipoise.correction.options import RefreshOptions
 from equipoise.correction.overlap import Overlap
 from equipoise.correction.plain import AnyBatch, accumulate
 from equipoise.correction.saved import check_fit
 from equipoise.correction.storage import Masks, add_active_, no_masks, pack, unpack
+from equipoise.correction.watched import Watching, warn_of_old, watched_step
 from equipoise.measure import Measure, unmeasured
 from equipoise.points import (
     Named,
@@ -88,6 +91,7 @@ class GradientCorrector(Generic[AnyBatch]):
             those of two passes, bit for bit, with dropout too.
         first_snapshot: Parameters by name that the first estimate is made against; default: none,
             so that the first refresh makes no estimate.
+        topology: As `masks`, but all entries are kept; for coefficients that watch gradients.
 
     Example:
         >>> model = torch.nn.Linear(2, 1)
@@ -118,6 +122,7 @@ class GradientCorrector(Generic[AnyBatch]):
         masks: Masks = no_masks,
         cache: GradientCache | None = None,
         first_snapshot: Named | None = None,
+        topology: Masked | None = None,
     ) -> None:
         if isinstance(coefficient, int | float):
             raise ValueError(
@@ -136,6 +141,7 @@ class GradientCorrector(Generic[AnyBatch]):
         self.leftover: Named = {}
         self._masks = masks
         self.num_refreshes = 0
+        self._active = Activity(model, topology)
         self._overlap = Overlap()
         self._batch_size = batch_size
         self._measure = measure
@@ -201,6 +207,7 @@ class GradientCorrector(Generic[AnyBatch]):
                 # Together, because gradients of one snapshot mean nothing at another.
                 self.snapshot, self.full_gradient, self.positions = snapshot, full, positions
                 self.packing = packing
+                self._active.take_snapshot()
         except BaseException:  # an interrupted refresh can be repeated
             self.coefficient.load_state_dict(before)
             self._drop_stored()  # some may be of a snapshot that was not taken
@@ -245,6 +252,8 @@ class GradientCorrector(Generic[AnyBatch]):
         """
         loss = partial(self.loss_fn, batch)
         samples = self._batch_size(batch)
+        if isinstance(self.coefficient, Watching) and self.full_gradient:
+            return watched_step(self, self.coefficient, loss, samples, scale)
         state = random_state(device_of(self.model)) if self.coefficient_value != 0.0 else None
         with self._measure("new_gradient", samples=samples, forwards=1, backwards=1):
             value = accumulate(loss, scale)
@@ -281,6 +290,7 @@ class GradientCorrector(Generic[AnyBatch]):
         The tensors are the live ones: copy them before training on, as `torch.save` does.
         """
         return {
+            **self._active.state_dict(),
             "format": FORMAT,
             "snapshot": dict(self.snapshot),
             "full_gradient": dict(self.full_gradient),
@@ -322,6 +332,7 @@ class GradientCorrector(Generic[AnyBatch]):
         self._drop_stored()
         if self.cache is not None and saved["cache"] is not None:
             self.cache.load_state_dict(saved["cache"])
+        self._active.load_state_dict(state)
         self.num_refreshes = int(state["num_refreshes"])
 
     def _snapshot_point(self) -> Named:
@@ -454,12 +465,7 @@ class GradientCorrector(Generic[AnyBatch]):
             new = (p.grad for p in self.model.parameters() if p.grad is not None)
             if not all_finite(new):
                 return
-            warnings.warn(
-                "an old gradient is not finite, so this step stays uncorrected; "
-                "lower the loss scale or refresh more often if this repeats.",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+            warn_of_old()
             return
         positions = positions_of(self.model) if self.positions else {}
         masks = self._masks() if self.packing else {}
@@ -469,9 +475,8 @@ class GradientCorrector(Generic[AnyBatch]):
             difference = self.full_gradient[name] * scale
             if name in old:
                 difference.sub_(old[name])
-            if name in positions:
-                there, now = self.positions[name], positions[name]
-                difference = self._overlap.carry(name, difference, there, now)
+            difference = self._overlap.between(name, difference, self.positions, positions)
+            difference = self._active.twice(name, difference)
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             if name in self.packing:

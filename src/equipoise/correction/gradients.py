@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from equipoise.points import Named
 
@@ -36,3 +37,20 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether no tensor holds NaN or infinity; one synchronisation for all of them."""
     norms = [torch.linalg.vector_norm(t, ord=torch.inf) for t in tensors if t.numel() > 0]
     return not norms or bool(torch.isfinite(torch.stack([n.float() for n in norms])).all())
+
+
+@contextmanager
+def set_aside(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """What was accumulated before is out of the way inside, and added to on leaving."""
+    before = {n: p.grad for n, p in parameters.items() if p.grad is not None}
+    for name in before:
+        parameters[name].grad = None
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, gradient in before.items():
+                arrived = parameters[name].grad
+                if arrived is not None:
+                    gradient.add_(arrived)
+                parameters[name].grad = gradient

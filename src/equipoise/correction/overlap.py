@@ -48,6 +48,12 @@ class Overlap:
             return numbers.new_zeros(now.shape)
         return numbers[source].masked_fill_(new, 0)
 
+    def between(self, name: str, numbers: Tensor, there: Named, now: Named) -> Tensor:
+        """The same with the positions of all compact parameters; others stay as they are."""
+        if name not in there or name not in now:
+            return numbers
+        return self.carry(name, numbers, there[name], now[name])
+
     def _map(self, name: str, there: Tensor, now: Tensor) -> tuple[Tensor, Tensor] | None:
         """For every current position: its place in `there`, and whether it is not there."""
         if there is now:

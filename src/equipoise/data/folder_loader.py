@@ -69,7 +69,8 @@ class FolderLoader:
         drop_last: Whether a short last batch is left out.
         device: Where the batches are put.
         channels_last: Whether `x` is laid out channels last in memory (its shape is the same).
-        locked: Whether every epoch repeats the augmentation of draw 0.
+        locked: As for `ImageLoader`.
+        partition_epochs: As for `ImageLoader`.
         num_workers: Threads that decode; 0 to decode when a batch is asked for.
 
     Raises:
@@ -89,10 +90,16 @@ class FolderLoader:
         device: torch.device | str = "cpu",
         channels_last: bool = False,
         locked: bool = False,
+        partition_epochs: int | None = None,
         num_workers: int = 2,
     ) -> None:
         self._order = EpochOrder(
-            len(images), batch_size, seed=seed, shuffle=shuffle, drop_last=drop_last
+            len(images),
+            batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            partition_epochs=partition_epochs,
         )
         self.images = images
         self.image_size = image_size
@@ -116,6 +123,10 @@ class FolderLoader:
     def __len__(self) -> int:
         return len(self._order)
 
+    def keys(self, number: int) -> tuple[int, ...]:
+        """Which batch of the partition each batch of an epoch is; see `EpochOrder.keys`."""
+        return self._order.keys(number, stream="train")
+
     def epoch(
         self, number: int, *, start: int = 0, stream: str = "train", draw: int | None = None
     ) -> Iterator[Batch]:
@@ -125,7 +136,8 @@ class FolderLoader:
             number: Of the epoch, from 0.
             start: Batches to skip.
             stream: Name of the order.
-            draw: Key of the augmentation; None for `number`, or for 0 if the loader is locked.
+            draw: Key of the augmentation; None for `number`, or if the loader is locked for the
+                number of the partition.
 
         Returns:
             An iterator over ``len(self) - start`` batches.
@@ -137,7 +149,7 @@ class FolderLoader:
         batches = self._order.batches(
             number, start=start, stream=stream, device=torch.device("cpu")
         )
-        key = draw if draw is not None else 0 if self.locked else number
+        key = draw if draw is not None else self._order.draw(number, locked=self.locked)
         return (self._finished(index, pixels) for index, pixels in self._decoded(batches, key))
 
     def _decoded(self, batches: Sequence[Tensor], key: int) -> Iterator[tuple[Tensor, Tensor]]:

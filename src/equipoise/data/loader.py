@@ -31,6 +31,10 @@ class Loader(Protocol):
 
     def __len__(self) -> int: ...  # pragma: no cover
 
+    def keys(self, number: int) -> tuple[int, ...]:
+        """Which batch of the partition each batch of an epoch is; see `EpochOrder.keys`."""
+        ...  # pragma: no cover
+
     def epoch(
         self, number: int, *, start: int = 0, stream: str = "train", draw: int | None = None
     ) -> Iterator[Batch]:
@@ -54,7 +58,11 @@ class ImageLoader:
         drop_last: Whether a short last batch is left out.
         device: Where the batches lie.
         channels_last: Whether `x` is laid out channels last in memory (its shape is the same).
-        locked: Whether every epoch repeats the augmentation of draw 0.
+        locked: Whether every epoch repeats the augmentation of draw 0; with a partition, of one
+            draw as long as a partition holds.
+        partition_epochs: The samples are divided into batches anew only after so many epochs, and
+            the order of the batches is shuffled in every epoch; None for new batches every epoch,
+            0 for one partition for all.
 
     Raises:
         ValueError: The batch size is below 1, or no batch is left.
@@ -81,9 +89,15 @@ class ImageLoader:
         device: torch.device | str = "cpu",
         channels_last: bool = False,
         locked: bool = False,
+        partition_epochs: int | None = None,
     ) -> None:
         self._order = EpochOrder(
-            len(images), batch_size, seed=seed, shuffle=shuffle, drop_last=drop_last
+            len(images),
+            batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            partition_epochs=partition_epochs,
         )
         self.images = replace(
             images, images=images.images.to(device), labels=images.labels.to(device)
@@ -106,6 +120,10 @@ class ImageLoader:
     def __len__(self) -> int:
         return len(self._order)
 
+    def keys(self, number: int) -> tuple[int, ...]:
+        """Which batch of the partition each batch of an epoch is; see `EpochOrder.keys`."""
+        return self._order.keys(number, stream="train")
+
     def epoch(
         self, number: int, *, start: int = 0, stream: str = "train", draw: int | None = None
     ) -> Iterator[Batch]:
@@ -118,7 +136,8 @@ class ImageLoader:
             number: Of the epoch, from 0.
             start: Batches to skip, to go on in mid-epoch; skipped batches cost nothing.
             stream: Name of the order; another name gives independent batches.
-            draw: Key of the augmentation; None for `number`, or for 0 if the loader is locked.
+            draw: Key of the augmentation; None for `number`, or if the loader is locked for the
+                number of the partition.
 
         Returns:
             An iterator over ``len(self) - start`` batches.
@@ -128,7 +147,7 @@ class ImageLoader:
         """
         device = self.images.images.device
         batches = self._order.batches(number, start=start, stream=stream, device=device)
-        key = draw if draw is not None else 0 if self.locked else number
+        key = draw if draw is not None else self._order.draw(number, locked=self.locked)
         return (self._batch(index, key) for index in batches)
 
     def _batch(self, index: Tensor, key: int) -> Batch:
@@ -151,13 +170,21 @@ class EpochOrder:
         seed: Of the run.
         shuffle: Whether each epoch has its own order.
         drop_last: Whether a short last batch is left out.
+        partition_epochs: As for `ImageLoader`.
 
     Raises:
         ValueError: The batch size is below 1, or no batch is left.
     """
 
     def __init__(
-        self, num_rows: int, batch_size: int, *, seed: int, shuffle: bool, drop_last: bool
+        self,
+        num_rows: int,
+        batch_size: int,
+        *,
+        seed: int,
+        shuffle: bool,
+        drop_last: bool,
+        partition_epochs: int | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is a number of samples, 1 or more; got {batch_size}.")
@@ -171,6 +198,31 @@ class EpochOrder:
         self._num_rows = num_rows
         self._seed = seed
         self._shuffle = shuffle
+        self._partition_epochs = partition_epochs
+
+    def partition(self, number: int) -> int:
+        """Number of the partition that an epoch uses, from 0; the epoch's own without any."""
+        if self._partition_epochs is None:
+            return number
+        return number // self._partition_epochs if self._partition_epochs else 0
+
+    def draw(self, number: int, *, locked: bool) -> int:
+        """Key of the augmentation in an epoch."""
+        if not locked:
+            return number
+        return 0 if self._partition_epochs is None else self.partition(number)
+
+    def keys(self, number: int, *, stream: str) -> tuple[int, ...]:
+        """Which batch of the partition each batch of an epoch is, in order.
+
+        Batches of the same key hold the same samples, in the same order, in all epochs of a
+        partition. Without a partition they are 0, 1, 2 and so on.
+        """
+        places = torch.arange(len(self))
+        if self._partition_epochs is not None and self._shuffle:
+            words = keyed_words(places, seed=self._seed, key=number, stream=f"batches {stream}")
+            places = words.argsort(stable=True)
+        return tuple(places.tolist())
 
     def __len__(self) -> int:
         return math.ceil(self.num_samples / self.batch_size)
@@ -186,7 +238,10 @@ class EpochOrder:
             )
         rows = torch.arange(self._num_rows, device=device)
         if self._shuffle:
-            words = keyed_words(rows, seed=self._seed, key=number, stream=f"order {stream}")
+            key = self.partition(number)
+            words = keyed_words(rows, seed=self._seed, key=key, stream=f"order {stream}")
             rows = words.argsort(stable=True)
-        rows = rows[start * self.batch_size : self.num_samples]
-        return rows.split(self.batch_size) if rows.numel() else ()
+        batches: tuple[Tensor, ...] = rows[: self.num_samples].split(self.batch_size)
+        if self._partition_epochs is None:
+            return batches[start:]
+        return tuple(batches[key] for key in self.keys(number, stream=stream)[start:])

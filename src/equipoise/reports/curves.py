@@ -51,6 +51,8 @@ Y_AXES = (
     Axis("validation_loss", "validation_loss", "Validation loss"),
     Axis("test_loss", "test_loss", "Test loss"),
     COEFFICIENT,
+    Axis("rho_squared", "rho_squared", "Variance that correction can remove (%)", 100.0),
+    Axis("variance_ratio", "variance_ratio", "Variance left by correction (%)", 100.0),
     EXPLORATION,
     Axis("sparsity", "sparsity", "Sparsity (% of weights inactive)", 100.0),
     Axis("learning_rate", "learning_rate", "Learning rate"),

@@ -10,6 +10,7 @@ from typing import Any
 from equipoise.records import RunRecords
 from equipoise.reports.arms import baseline_first, group_by_label, summarize_arm
 from equipoise.reports.comparison import ArmComparison, Comparison, compare_runs
+from equipoise.reports.corrections import correction_tables
 from equipoise.reports.curves import part_seconds, x_axes, y_axes
 from equipoise.reports.extras import require
 from equipoise.reports.glossary import GLOSSARY
@@ -62,6 +63,7 @@ def page_html(runs: Sequence[RunRecords], baseline: str | None, confidence: floa
         **_comparison_parts(comparison),
         **_curve_parts(arms, comparison),
         arms_table=arms_table(summarize_arm(arm) for arm in arms.values()),
+        corrections=correction_tables(arms),
         costs=_costs(arms),
         settings=_settings(arms),
         runs=[_run(run) for arm in arms.values() for run in arm],

@@ -17,11 +17,12 @@ from equipoise.engine.explain import Explanation, explain
 from equipoise.engine.library import unavailable_because
 from equipoise.models import create
 from equipoise.points import preserved
-from equipoise.settings import Run, engine_refusals
+from equipoise.settings import Run
 from equipoise.shipping import SparseFileSummary, save_sparse
 from equipoise.topology import Topology
 from equipoise.topology.store import LayerSummary
 from equipoise.training.build import FOLDER_IMAGE_SIZE, resolve_device, stream_seed
+from equipoise.validation import engine_refusals
 
 _FOLDER_CLASSES = 1000
 _STATES = {"sgd": 1, "sgdw": 1, "adamw": 2}  # numbers that an optimizer keeps for each weight

@@ -20,11 +20,12 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from equipoise.arguments import Arm
 from equipoise.data import Batch
 from equipoise.records import COMPARISON, FORMAT, EpochRecord, write_atomically
-from equipoise.settings import Run, engine_refusals, with_setting
+from equipoise.settings import Run, with_setting
 from equipoise.training.loop import CHECKPOINT, MODEL, TENSORBOARD, train
 from equipoise.training.observers import Observer, TensorBoard, shown_loss
 from equipoise.training.session import Session, makes_refresh_passes
 from equipoise.training.signals import StopFlag, held_back, let_through, listening
+from equipoise.validation import engine_refusals
 
 _POLL_SECONDS = 0.2
 _FLAG = StopFlag()

@@ -34,7 +34,7 @@ from equipoise.engine.convert import Choice, choose_network, convert_as_before, 
 from equipoise.measure import Measure
 from equipoise.models import create
 from equipoise.points import preserved
-from equipoise.settings import DataSettings, LoopSettings, Run, engine_refusals
+from equipoise.settings import DataSettings, LoopSettings, Run, partition_epochs_of
 from equipoise.topology import (
     ConnectivitySampling,
     MaskOwner,
@@ -45,6 +45,7 @@ from equipoise.topology import (
     set_itop,
     set_rewiring,
 )
+from equipoise.validation import engine_refusals
 
 Images = ImageSet | FolderSet
 """One split: in memory, or a folder of pictures that are decoded as training goes on."""
@@ -169,6 +170,8 @@ def train_loader(
     wanted = wanted and augmented
     batch_size = min(run.loop.batch_size, len(images))
     seed = stream_seed(run.loop.seed, "data")
+    # A stored gradient helps only where its samples look as they did when it was stored.
+    locked = run.data.locked or run.correction.corrector == "table"
     if isinstance(images, FolderSet):
         return FolderLoader(
             images,
@@ -178,7 +181,8 @@ def train_loader(
             augmentation=ResizedCrop() if wanted else None,
             device=device,
             channels_last=run.loop.channels_last,
-            locked=run.data.locked,
+            locked=locked,
+            partition_epochs=partition_epochs_of(run),
         )
     return ImageLoader(
         images,
@@ -187,7 +191,8 @@ def train_loader(
         augmentation=_augmentation(images) if wanted else None,
         device=device,
         channels_last=run.loop.channels_last,
-        locked=run.data.locked,
+        locked=locked,
+        partition_epochs=partition_epochs_of(run),
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.correction import (
+    AgeAdaptive,
     AgentRecursion,
     Coefficient,
     Constant,
@@ -17,6 +18,7 @@ from equipoise.correction import (
     FixedRecursion,
     GradientCache,
     GradientCorrector,
+    GradientTable,
     LinearDecay,
     LossCovariance,
     Masks,
@@ -35,6 +37,7 @@ from equipoise.topology import ConnectivitySampling, MaskOwner
 from equipoise.training.build import Images, autocast, build_model
 
 CACHE = "gradients.bin"
+TABLE = "table"
 _REDUCED_RATE = 0.1
 
 
@@ -71,6 +74,16 @@ def build_corrector(objective: Objective, run: Run, surroundings: Surroundings) 
 
     if settings.corrector == "none":
         return NoCorrection(model, loss_fn, measure=surroundings.measure)
+    if settings.corrector == "table":
+        on_disk = settings.table_on_disk and surroundings.folder is not None
+        return GradientTable(
+            model,
+            loss_fn,
+            masks=surroundings.topology,
+            precision=settings.table_precision,
+            folder=surroundings.folder / TABLE if on_disk and surroundings.folder else None,
+            measure=surroundings.measure,
+        )
     coefficient = build_coefficient(settings, surroundings.num_refreshes)
     snapshots = (
         None
@@ -102,6 +115,8 @@ def build_coefficient(settings: CorrectionSettings, num_refreshes: int) -> Coeff
             return LossCovariance(settings.scaling, settings.smoothing, clip, initial)
         case "no_gamma" | "reduce_lr":
             return LossCovariance(1.0, settings.smoothing, clip, initial)
+        case "age":
+            return AgeAdaptive(gate=settings.gate)
         case "svrg":
             return Constant(1.0)
         case "fixed":
@@ -160,6 +175,9 @@ def _snapshot_options(
         ),
         "first_snapshot": _first_snapshot(run, settings, surroundings),
     }
+    if settings.corrector == "age":
+        options["topology"] = surroundings.topology
+        return options
     masks = _kept_masks(settings, surroundings.topology)
     if masks is not None:
         options["masks"] = masks

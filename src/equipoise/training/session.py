@@ -12,14 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equipoise.correction import GradientCorrector, LossCovariance, MomentumCorrector
+from equipoise.correction import (
+    AgeAdaptive,
+    Corrector,
+    GradientCorrector,
+    GradientTable,
+    LossCovariance,
+    MomentumCorrector,
+)
 from equipoise.data import Batch, Dataset
 from equipoise.data.folder import FolderDataset
 from equipoise.engine.memory import POOL
 from equipoise.engine.network import ways_of
 from equipoise.published import in_effect
 from equipoise.records import EpochRecord
-from equipoise.settings import Run, validate
+from equipoise.settings import Run, partition_epochs_of
 from equipoise.topology import ConnectivitySampling
 from equipoise.training import build
 from equipoise.training.batchnorm import refreshed_statistics
@@ -30,6 +37,7 @@ from equipoise.training.meter import Meter
 from equipoise.training.objective import build_objective
 from equipoise.training.optimizers import build_optimizer, rate_factor
 from equipoise.training.refreshing import RefreshSchedule, fresh_batches, replayed_batches
+from equipoise.validation import validate
 
 _STATEFUL = ("model", "optimizer", "corrector", "topology", "scaler", "meter")
 
@@ -111,6 +119,9 @@ class Session:
         self.optimizer = build_optimizer(
             self._trainable(), self.optimization, masked=self.topology.parameters.values()
         )
+        coefficient = getattr(self.corrector, "coefficient", None)
+        if isinstance(coefficient, AgeAdaptive):
+            coefficient.follow(self.optimizer)
         if self.topology.masks:
             self.topology.attach(self.optimizer)
         self.scaler = build.build_scaler(run.loop, self.device)
@@ -119,6 +130,7 @@ class Session:
         self.step = 0
         self._loss_sum: Tensor = torch.zeros((), dtype=torch.float64, device=self.device)
         self._seen = 0
+        self._keys_of_epoch: tuple[int, tuple[int, ...]] | None = None
         torch.manual_seed(build.stream_seed(run.loop.seed, "training"))
 
     @property
@@ -133,7 +145,10 @@ class Session:
 
     @property
     def refresh_is_due(self) -> bool:
-        """Whether the coming step needs a new snapshot first."""
+        """Whether the coming step needs a new snapshot first, or a new table."""
+        if isinstance(self.corrector, GradientTable):
+            every = partition_epochs_of(self.run) or self.run.loop.epochs
+            return self.batch == 0 and self.epoch % every == 0
         return self.schedule.due(self.step)
 
     @property
@@ -182,7 +197,10 @@ class Session:
         return fresh_batches(loader, number, samples=samples, draw=draw)
 
     def refresh(self, batches: Iterable[Batch]) -> None:
-        """Takes the snapshot; what that costs is up to the corrector."""
+        """Takes the snapshot, or forgets the table; the cost is up to the corrector."""
+        if isinstance(self.corrector, GradientTable):
+            self.corrector.forget()  # the batches are other ones from now on
+            return
         self.model.train()
         with self.meter("refresh"):
             self.corrector.refresh(batches, scale=self.scaler.get_scale())
@@ -195,10 +213,15 @@ class Session:
         self._set_learning_rate()
         self.optimizer.zero_grad()
         total = sum(batch.size for batch in group)
-        for batch in group:
+        for place, batch in enumerate(group):
             prepared = self._prepared(batch)
             share = batch.size / total
-            loss = self.corrector.backward(prepared, scale=self.scaler.get_scale() * share)
+            scale = self.scaler.get_scale() * share
+            if isinstance(self.corrector, GradientTable):
+                key = self._keys()[self.batch + place]
+                loss = self.corrector.backward(prepared, key, scale=scale)
+            else:
+                loss = self.corrector.backward(prepared, scale=scale)
             self._loss_sum += loss.double() * batch.size
         with self.meter("optimizer"):
             if self.run.optimization.clip_norm is not None:
@@ -270,6 +293,12 @@ class Session:
         """The batch that both gradients will see, attacked in the precision of the run."""
         with build.autocast(self.run.loop, self.device):
             return self.objective.prepare(self.model, batch)
+
+    def _keys(self) -> tuple[int, ...]:
+        """Which batches of the partition those of the current epoch are, in order."""
+        if self._keys_of_epoch is None or self._keys_of_epoch[0] != self.epoch:
+            self._keys_of_epoch = self.epoch, self.loader.keys(self.epoch)
+        return self._keys_of_epoch[1]
 
     def _trainable(self) -> list[torch.nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
@@ -393,7 +422,40 @@ class Session:
             evaluation_seconds=meter.seconds("evaluation"),
             peak_memory_bytes=meter.peak_memory_bytes(),
             peak_device_memory_bytes=meter.peak_device_memory_bytes(),
+            **observed(self.corrector),
         )
+
+
+def observed(corrector: Corrector[Batch]) -> dict[str, Any]:
+    """What a corrector that watches gradients has found out, as fields of a record."""
+    if isinstance(corrector, GradientTable):
+        found = corrector.evidence
+        return {
+            "best_coefficient": found.best,
+            "rho_squared": found.rho_squared,
+            "variance_ratio": found.variance_ratio,
+            "table_bytes": corrector.num_bytes,
+        }
+    coefficient = getattr(corrector, "coefficient", None)
+    if not isinstance(coefficient, AgeAdaptive):
+        return {}
+    ages = [
+        {"age": age, "after_rewiring": after, **asdict(evidence)}
+        for age, after, evidence in coefficient.by_age()
+    ]
+    samples = sum(row["samples"] for row in ages) or 1.0
+
+    def mean(name: str) -> float | None:
+        return sum(row[name] * row["samples"] for row in ages) / samples if ages else None
+
+    return {
+        "best_coefficient": mean("best"),
+        "rho_squared": mean("rho_squared"),
+        "variance_ratio": mean("variance_ratio"),
+        "old_passes": coefficient.corrected,
+        "old_passes_left_out": coefficient.skipped,
+        "by_age": ages,
+    }
 
 
 def makes_refresh_passes(session: Session) -> bool:

@@ -106,6 +106,18 @@ SETUPS: dict[str, dict[str, Any]] = {
     "agent_mvr_oracle": {"corrector": "agent_mvr_oracle", "topology": "rigl", "interval": 3},
     "ref_itop": {"corrector": "ref_itop", "topology": "set_itop", "interval": 4},
     "ref_bsr sgdw": {"corrector": "ref_bsr", "optimizer": "sgdw"},
+    "table on disk accumulate": {
+        "corrector": "table",
+        "table_on_disk": True,
+        "partition_epochs": 2,
+        "augment": "yes",
+        "topology": "set",
+        "interval": 2,
+        "accumulate": 2,
+        "batch_size": 8,
+    },
+    "table fp16": {"corrector": "table", "table_precision": "int4", "precision": "fp16"},
+    "age gated": {"corrector": "age", "gate": True, "topology": "set", "interval": 3},
 }
 DROPOUT: dict[str, Any] = {
     "model": "wrn_22_2",

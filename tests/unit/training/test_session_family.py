@@ -40,7 +40,8 @@ def test_every_corrector_starts_from_the_same_network_and_data(name: str) -> Non
     assert torch.equal(toy.weights(plain), toy.weights(session))
     assert toy.differences(dict(plain.topology.masks), dict(session.topology.masks)) == []
     batches = [[tuple(b) for b in s.loader.epoch(0)] for s in (plain, session)]
-    assert toy.differences(*batches) == []
+    # A table wants batches that come again, so it has a partition of its own.
+    assert (toy.differences(*batches) == []) == (name != "table")
     assert torch.equal(plain.state_dict()["random"]["cpu"], session.state_dict()["random"]["cpu"])
 
 
