@@ -55,11 +55,17 @@ struct Run {
   int64_t shift;
 };
 
-// The parts of row r of block b. Rows without parts have one, with `group` weights an entry.
+// How far apart the starts of two rows are.
 template <int G>
-EQ_INLINE Run run_of(const EqList& list, int64_t block, int64_t row, int part, Taps taps) {
-  constexpr int kParts = G == 2 ? 3 : 1;
-  const int64_t at = ((block * list.rows + row) * kParts + part) * list.taps;
+EQ_INLINE int64_t starts_of_row(const EqList& list) {
+  return (G == 2 ? 3 : 1) * list.taps;
+}
+
+// A part of the row whose starts begin at `at`. Rows without parts have one, with `group` weights an
+// entry.
+template <int G>
+EQ_INLINE Run run_of(const EqList& list, int64_t at, int part, Taps taps) {
+  at += part * list.taps;
   const int32_t first = list.starts[at + taps.first], end = list.starts[at + taps.end];
   const int64_t width = G == 2 && part > 0 ? 1 : G;
   const int64_t shift = G == 2 ? list.slots[at + taps.first] - first * width : 0;

@@ -86,12 +86,13 @@ void gradient_tile(const EqList& list, const EqGrid& grid, const int32_t* offset
                    Ahead& gradient_ahead) {
   const int64_t in_column = column_step<Step>(grid.in_column), in_row = grid.in_row;
   for (int64_t block = 0; block < list.blocks; ++block) {
-    for (int64_t row = first_row; row < end_row; ++row) {
-      const Run run = run_of<G>(list, block, row, 0, taps);
+    int64_t at = (block * list.rows + first_row) * starts_of_row<G>(list);
+    for (int64_t row = first_row; row < end_row; ++row, at += starts_of_row<G>(list)) {
+      const Run run = run_of<G>(list, at, 0, taps);
       Run single[2] = {};
       if constexpr (G == 2) {
-        single[0] = run_of<G>(list, block, row, 1, taps);
-        single[1] = run_of<G>(list, block, row, 2, taps);
+        single[0] = run_of<G>(list, at, 1, taps);
+        single[1] = run_of<G>(list, at, 2, taps);
       }
       ahead.fetch<0>();
       gradient_ahead.fetch<0>();
