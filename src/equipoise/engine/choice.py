@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from equipoise.engine.convolution import Geometry, Tiling, Way
-from equipoise.engine.library import kernels, library_path
+from equipoise.engine.library import kernels, library_path, unavailable_because
 from equipoise.engine.maps import num_threads
-from equipoise.engine.trials import Trials, fastest_tilings, orders, torch_seconds
+from equipoise.engine.trials import Trials, csr_seconds, fastest_tilings, orders, torch_seconds
 
 _LARGEST = 1 << 20
 
@@ -27,7 +27,7 @@ class Timed:
     """The fastest way found for a layer, and what it took, per sample of a training batch.
 
     Args:
-        way: How the kernels run it.
+        way: How the kernels, or torch's CSR products, run it.
         seconds: Their forward pass, input gradient and weight gradient.
         torch_seconds: The same by torch with the dense weight, conversions of its maps included.
     """
@@ -102,7 +102,8 @@ def way_from(plain: Mapping[str, Any]) -> Way:
         known = tiling.group in (1, 2, 4) and tiling.ahead in (0, 1)
         if not known or not all(1 <= size <= _LARGEST for size in sizes):
             raise ValueError(f"{tiling} is no way to run a layer; delete it to have one timed.")
-    return Way(**parts, wide=bool(plain["wide"]))
+    # What was stored before there was the choice does not speak of it.
+    return Way(**parts, wide=bool(plain["wide"]), csr=bool(plain.get("csr", False)))
 
 
 def machine_memory() -> Memory:
@@ -115,7 +116,8 @@ def _machine() -> str:
     """A short name that differs wherever timings would."""
     path = library_path()
     built = path.stat().st_mtime_ns if path is not None else 0
-    facts = (kernels().instructions, _processor(), num_threads(), built, torch.__version__)
+    instructions = kernels().instructions if unavailable_because() is None else None
+    facts = (instructions, _processor(), num_threads(), built, torch.__version__)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 
@@ -157,3 +159,30 @@ def choose_way(
     best = Timed(way, seconds, torch_seconds(geometry, rows, columns, batch))
     memory.keep(key, best)
     return best
+
+
+def choose_csr(geometry: Geometry, positions: Tensor, batch: int, memory: Memory) -> Timed | None:
+    """A linear layer without kernels: torch's CSR products, and what they take.
+
+    Args:
+        geometry: The layer.
+        positions: Of its active weights.
+        batch: Samples in a training batch.
+        memory: Asked first, told afterwards.
+
+    Returns:
+        None if this torch has no such products.
+    """
+    batch = max(1, batch)
+    size = "x".join(map(str, geometry.weight_shape[:2]))
+    density = positions.numel() / geometry.num_weights
+    key = f"csr/{size}/{batch}/{round(4 * math.log2(max(density, 1e-9)))}"
+    known = memory.find(key)
+    if known is not None:
+        return known
+    try:
+        found = Timed(Way(csr=True), *csr_seconds(geometry, positions, batch))
+    except RuntimeError:  # some builds of torch have them for some processors only
+        return None
+    memory.keep(key, found)
+    return found

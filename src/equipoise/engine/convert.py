@@ -19,8 +19,9 @@ from equipoise.engine.checks import (
     same_numbers,
     unreached,
 )
-from equipoise.engine.choice import Memory, Timed, choose_way, machine_memory
+from equipoise.engine.choice import Memory, Timed, choose_csr, choose_way, machine_memory
 from equipoise.engine.convolution import Way
+from equipoise.engine.fallback import csr_in_words, in_place_of_kernels, no_kernels, not_by_csr
 from equipoise.engine.layers import (
     Dense,
     SparseLayer,
@@ -28,9 +29,8 @@ from equipoise.engine.layers import (
     geometry_of,
     unsupported_because,
 )
-from equipoise.engine.library import unavailable_because
 from equipoise.engine.memory import POOL
-from equipoise.engine.network import EngineNetwork, rebuilt, ways_of
+from equipoise.engine.network import EngineNetwork, rebuilt, runs_by_csr, ways_of
 from equipoise.engine.program import Program, dense_way
 from equipoise.engine.timing import speed_up, too_small
 from equipoise.engine.tracing import UntraceableError, is_watched, layers_used, trace
@@ -54,8 +54,8 @@ class LayerChoice:
         path: Of the layer in the network.
         shape: Of its weight.
         density: Share of its weights that is active.
-        timed: The fastest way found; None if the kernels cannot run it.
-        reason: Why torch runs it with its dense weight; None if the kernels run it.
+        timed: The fastest way found; None if only torch with its dense weight can run it.
+        reason: Why torch runs it with its dense weight; None if it does not.
     """
 
     path: str
@@ -110,13 +110,17 @@ def to_engine(
     `model`. Names of modules, and of parameters other than ``weight`` of a sparse layer, stay.
     The numbers agree with torch's to rounding. No random number is drawn.
 
+    Where there are no kernels, linear layers that torch's CSR products run faster than the dense
+    weight are converted to those, and all else stays as it is.
+
     Args:
         model: On the CPU, single precision.
         topology: Of this model; not attached to an optimizer.
         example_batch: Inputs of the forward pass, of the shape of a training batch: one tensor,
             or a tuple of all positional arguments.
         engine: "auto" returns `model` itself, and says why in one warning, if the kernels cannot
-            run or are not faster; "sparse" converts whatever can be converted, or raises.
+            run or are not faster (nor CSR in their place, which is said in a warning too);
+            "sparse" converts whatever can be converted, or raises.
 
     Returns:
         The network to train. `to_dense` turns it into a plain one again.
@@ -152,11 +156,13 @@ def to_engine(
         if reason is not None:
             message = f"the engine is not used: {reason}; training goes on with masks."
             warnings.warn(message, UserWarning, stacklevel=2)
+        elif runs_by_csr(network):
+            warnings.warn(f"{csr_in_words()}.", UserWarning, stacklevel=2)
         return network
     reason = refusal(model, inputs)
     if reason is None:
         conversion = prepare(model, topology, inputs, machine_memory(), always=True)
-        reason = _nothing_converted(conversion)
+        reason = in_place_of_kernels(_nothing_converted(conversion))
     if reason is not None:
         raise ValueError(f"the engine cannot run this network: {reason}; use masks instead.")
     follow_(topology, conversion.network)
@@ -178,6 +184,8 @@ def convert_as_before(
         ways: From `ways_of` the network that was converted before.
     """
     reason = refusal(model, inputs)
+    if reason is None and not all(way.csr for way in ways.values()):
+        reason = no_kernels()
     if reason is None:
         conversion = prepare(model, topology, inputs, Memory(None), ways=ways)
         reason = _nothing_converted(conversion)
@@ -210,7 +218,7 @@ def choose_network(
     if reason is not None:
         return Choice(model, reason)
     memory = machine_memory()
-    reason = too_small(model, inputs, memory)
+    reason = in_place_of_kernels(too_small(model, inputs, memory))
     if reason is not None:
         return Choice(model, reason)
     conversion = prepare(model, topology, inputs, memory, on_layer=on_layer)
@@ -224,7 +232,7 @@ def choose_network(
             if gain > 1.0:
                 reason = f"a step would be only {100 * (gain - 1):.1f} % faster than with masks"
     if reason is not None:
-        return Choice(model, reason)
+        return Choice(model, in_place_of_kernels(reason))
     follow_(topology, conversion.network)
     return Choice(conversion.network, None)
 
@@ -245,10 +253,13 @@ def _nothing_converted(conversion: Conversion) -> str | None:
 
 
 def refusal(model: nn.Module, inputs: tuple[Any, ...]) -> str | None:
-    """Why the kernels cannot run a network at all, found without running it; None if they can."""
-    missing = unavailable_because()
-    if missing is not None:
-        return missing.rstrip(".")
+    """Why a network cannot be converted, found without running it; None if it may be.
+
+    Without kernels there is CSR, for linear layers.
+    """
+    missing = no_kernels()
+    if missing is not None and not any(isinstance(m, nn.Linear) for m in model.modules()):
+        return missing
     tensors = [x for x in inputs if isinstance(x, Tensor)]
     if not any(x.ndim >= 2 for x in tensors):
         return "its inputs are neither images nor rows of features"
@@ -302,7 +313,9 @@ def prepare(
     chosen = {
         c.path: c
         for c in choices
-        if c.timed is not None and (c.reason is None or (always and c.density < 1.0))
+        if c.timed is not None
+        # CSR stands in for the kernels where it is faster, and is not what was asked for.
+        and (c.reason is None or (always and c.density < 1.0 and not c.timed.way.csr))
     }
     conversion = _build(model, topology, choices, chosen)
     if conversion.untraced is not None:
@@ -337,6 +350,8 @@ def _build(
             layer.values.requires_grad_(module.weight.requires_grad)
             layer.train(module.training)
     network = rebuilt(model, sparse)
+    if no_kernels() is not None or any(c.timed and c.timed.way.csr for c in chosen.values()):
+        return Conversion(network, tuple(choices), "torch CSR takes plain tensors")
     try:
         programs = _programs(model, chosen)
         followed = set().union(*(layers_used(p.steps) for p in programs.values()))
@@ -386,6 +401,7 @@ def _choose(
     owners = Counter(id(p) for m in model.modules() for p in m._parameters.values())
     paths = [p for p, _ in model.named_modules(remove_duplicate=False)]
     repeated = Counter(id(model.get_submodule(p)) for p in paths)
+    without = no_kernels() is not None
     for path, module in model.named_modules():
         if not isinstance(module, nn.Conv2d | nn.Linear):
             continue
@@ -401,12 +417,18 @@ def _choose(
             reason = "it is not called on the example batch"
         if path == "":
             reason = "it is the whole network"
+        if reason is None and without:
+            reason = not_by_csr(module, density)
         timed = None
         if reason is None:
-            timed = choose_way(
-                geometry_of(module), _positions(module, mask), *sizes[path], batch, memory
-            )
-            if timed.seconds > timed.torch_seconds:
+            geometry, positions = geometry_of(module), _positions(module, mask)
+            if without:
+                timed = choose_csr(geometry, positions, batch, memory)
+            else:
+                timed = choose_way(geometry, positions, *sizes[path], batch, memory)
+            if timed is None:
+                reason = "this torch has no CSR products"
+            elif timed.seconds > timed.torch_seconds:
                 reason = _SLOWER
         yield LayerChoice(path, shape, density, timed, reason)
 

@@ -100,12 +100,16 @@ class Tiling:
 
 @dataclass(frozen=True)
 class Way:
-    """How a layer is run: the tiling of each of its three products, and its order in memory."""
+    """How a layer is run: the tiling of each of its three products, and its order in memory.
+
+    With `csr` none of that counts: torch's CSR products run it, on plain tensors.
+    """
 
     forward: Tiling = Tiling()
     input: Tiling = Tiling()
     weight: Tiling = Tiling()
     wide: bool = False
+    csr: bool = False
 
 
 @dataclass(frozen=True)

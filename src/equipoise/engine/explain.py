@@ -13,6 +13,7 @@ from equipoise.engine.convert import (
     Conversion,
     LayerChoice,
     choose_network,
+    in_place_of_kernels,
     prepare,
     refusal,
 )
@@ -20,9 +21,11 @@ from equipoise.engine.convolution import Way
 from equipoise.engine.layers import SparseLayer
 from equipoise.engine.library import kernels, unavailable_because
 from equipoise.engine.maps import LANES, num_threads
+from equipoise.engine.network import runs_by_csr
 from equipoise.engine.timing import speed_up
 from equipoise.topology import MaskOwner
 
+CSR = "torch CSR"
 _GROUPS = {2: "rows in twos", 4: "rows in fours"}
 
 
@@ -37,7 +40,7 @@ class Explanation:
         reason: Why training goes on with masks; None if the kernels are used.
         untraced: Why the layers are converted one by one; None if the network stays in the
             kernels' layout, or is not converted.
-        instructions: Instruction set of the kernels; None without any.
+        instructions: Instruction set of the kernels, or "torch CSR" in their place; None without.
         threads: Processor threads.
     """
 
@@ -124,7 +127,7 @@ def explain(
             network, reason = conversion.network, conversion.fault
             has_sparse = any(isinstance(m, SparseLayer) for m in network.modules())
             if reason is None and not has_sparse:
-                reason = "no layer has masks that the kernels can follow"
+                reason = in_place_of_kernels("no layer has masks that the kernels can follow")
             if reason is None:
                 gains.append((conversion, speed_up(model, conversion, inputs, memory)))
             else:
@@ -136,13 +139,24 @@ def explain(
         gain=gains[-1][1] if gains else None,
         reason=reason,
         untraced=gains[-1][0].untraced if gains else None,
-        instructions=None if unavailable_because() is not None else kernels().instructions,
+        instructions=instructions_of(network),
         threads=num_threads(),
     )
 
 
+def instructions_of(network: nn.Module) -> str | None:
+    """What runs the sparse layers of a network here, or would; None without kernels and CSR.
+
+    Args:
+        network: With masks or converted.
+    """
+    if runs_by_csr(network):
+        return CSR
+    return None if unavailable_because() is not None else kernels().instructions
+
+
 def way_in_words(way: Way, *, density: float) -> str:
-    """How the kernels run the forward pass of a layer.
+    """How the kernels, or torch's CSR products, run the forward pass of a layer.
 
     Args:
         way: Of the layer.
@@ -155,6 +169,8 @@ def way_in_words(way: Way, *, density: float) -> str:
         >>> way_in_words(Way(Tiling(columns=4, group=4), wide=True), density=1.0)
         'dense, wide, 64 samples, rows in fours'
     """
+    if way.csr:
+        return CSR
     tiling = way.forward
     words = ["sparse" if density < 1.0 else "dense"]
     if way.wide:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from equipoise.engine.convolution import Geometry, Plan, Tiling, Way
+from equipoise.engine.csr import Pattern, csr_linear
 from equipoise.engine.maps import Form, Maps, from_maps, to_maps
 from equipoise.engine.operations import Unit, unit_maps
 from equipoise.topology.compact_weight import resize_
@@ -58,6 +59,14 @@ class Plans:
                 geometry, positions, way, form.rows, form.columns, form.border, border
             )
         return known[key]
+
+    def find_pattern(self, geometry: Geometry, index: Tensor) -> Pattern:
+        """The pattern of a linear layer with weights at `index`."""
+        known: dict[Any, Any] = self._by_index.setdefault(index, {})
+        if "csr" not in known:
+            known["csr"] = Pattern(index.detach(), geometry.out_channels, geometry.in_channels)
+        pattern: Pattern = known["csr"]
+        return pattern
 
     def clear(self) -> None:
         """Forgets all."""
@@ -163,12 +172,22 @@ class SparseLayer(nn.Module):
                 f"the input of a convolution has {x.ndim} dimensions, expected 3 or 4; "
                 "give maps of (samples, channels, rows, columns)."
             )
+        if self.way.csr:
+            return self._by_csr(x, lead).to(input.dtype)
         maps = to_maps(x, border=self.geometry.border, wide=self.way.wide)
         unit = Unit(self.plan_for(maps), None, rectify=False, border=0, gather=self.gather)
         out = from_maps(unit_maps(maps, unit, values=self.values, bias=self.bias)).to(x.dtype)
         if self.is_linear:
             return out.reshape(*lead, self.geometry.out_channels)
         return out[0] if len(lead) == 2 else out
+
+    def _by_csr(self, x: Tensor, lead: torch.Size) -> Tensor:
+        """A linear layer on rows of features."""
+        pattern = self.plans.find_pattern(self.geometry, self.index)
+        rows = x.to(self.values.dtype)
+        out = csr_linear(rows, self.values, self.bias, pattern, self.gather)
+        # Code that is written for torch's layers may view what has more dimensions.
+        return out if len(lead) == 1 else out.reshape(*lead, self.geometry.out_channels)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SparseLayer:
         """A copy with plans of its own, whose dense gradients nobody waits for."""

@@ -187,6 +187,11 @@ def ways_of(network: nn.Module) -> dict[str, Way]:
     return {path: each.way for path, each in network._engine_dense.items()} | sparse
 
 
+def runs_by_csr(network: nn.Module) -> bool:
+    """Whether torch's CSR products run its sparse layers, in place of the kernels."""
+    return any(way.csr for way in ways_of(network).values())
+
+
 def plain_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict with dense weights, from one of a converted network; others stay as they are.
 

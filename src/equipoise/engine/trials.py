@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from equipoise.engine.convolution import (
     Geometry,
@@ -20,6 +21,7 @@ from equipoise.engine.convolution import (
     input_gradient,
     weight_gradient,
 )
+from equipoise.engine.csr import Pattern, csr_linear
 from equipoise.engine.maps import Form, Maps, clear_border, convert, new_maps, restore
 
 # Tiles worth trying, as (rows, columns); what the registers do not hold the kernels make smaller.
@@ -195,6 +197,32 @@ def torch_seconds(geometry: Geometry, rows: int, columns: int, batch: int) -> fl
 
     best = min(_shortest(partial(run, *plan)) for plan in plans)
     return (best + _shortest(change_layout)) / samples
+
+
+def csr_seconds(geometry: Geometry, positions: Tensor, batch: int) -> tuple[float, float]:
+    """Seconds per sample of a linear layer by torch's CSR products, and with the dense weight.
+
+    Args:
+        geometry: The layer.
+        positions: Of its active weights.
+        batch: Samples in a training batch.
+    """
+    outputs, inputs = geometry.weight_shape[:2]
+    pattern = Pattern(positions, outputs, inputs)
+    x = torch.rand(batch, inputs, requires_grad=True)
+    dy = torch.rand(batch, outputs)
+    values = torch.full((positions.numel(),), 0.01, requires_grad=True)
+    weight = torch.full((outputs, inputs), 0.01, requires_grad=True)
+
+    def sparse() -> None:
+        torch.autograd.grad(csr_linear(x, values, None, pattern), (x, values), dy)
+
+    def dense() -> None:
+        torch.autograd.grad(linear(x, weight), (x, weight), dy)
+
+    # In turns, so that both meet the same disturbances.
+    times = [(_shortest(sparse), _shortest(dense)) for _ in range(_REPEATS)]
+    return min(a for a, _ in times) / batch, min(b for _, b in times) / batch
 
 
 def _shortest(run: Callable[[], object]) -> float:

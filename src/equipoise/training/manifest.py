@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from equipoise import __version__
-from equipoise.engine.library import kernels
+from equipoise.engine.explain import instructions_of
 from equipoise.records import FORMAT
 from equipoise.settings import as_plain
 from equipoise.training.session import Session
@@ -63,7 +63,7 @@ def describe_run(session: Session, label: str) -> dict[str, Any]:
         },
         "engine": {
             "used": session.uses_engine,
-            "instructions": kernels().instructions if session.uses_engine else None,
+            "instructions": instructions_of(session.model) if session.uses_engine else None,
             "reason": session.engine_reason,
         },
         "steps": session.total_steps,

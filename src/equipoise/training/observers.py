@@ -19,6 +19,8 @@ from rich.progress import (
 )
 
 from equipoise.data import Batch
+from equipoise.engine.fallback import csr_in_words
+from equipoise.engine.network import runs_by_csr
 from equipoise.records import EpochRecord
 from equipoise.training.session import Session, makes_refresh_passes
 
@@ -130,7 +132,10 @@ class Bar:
     def start(self, session: Session) -> None:
         """Shows the bar from where the session stands."""
         if session.uses_engine:
-            self._console.print("Engine: active weights only.", highlight=False)
+            words = "active weights only"
+            if runs_by_csr(session.model):
+                words = csr_in_words()
+            self._console.print(f"Engine: {words}.", highlight=False, soft_wrap=True)
         elif session.engine_reason is not None:
             self._console.print(
                 f"Engine not used: {session.engine_reason}.", highlight=False, soft_wrap=True
