@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import torch
 
 from equipoise.engine.library import VARIABLE, kernels, unavailable_because
 from equipoise.records import find_runs, read_records
+
+kit: Any = import_module("tests.unit.engine.convert_kit")
 
 Call = Callable[..., Any]
 Start = Callable[..., subprocess.Popen[str]]
@@ -139,6 +142,26 @@ def test_without_kernels(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     first = result.out.splitlines()[0]
     assert first.startswith("Engine not used: the kernels are switched off by EQUIPOISE_KERNELS")
     assert manifest()["engine"]["used"] is False
+
+
+@pytest.mark.parametrize("engine", ["auto", "sparse"])
+def test_linear_layers_without_kernels(engine: str, call: Call) -> None:
+    words = (*TINY, "--sparsity", "0.8")
+    with kit.only_csr():
+        result = call("train", *words, "--epochs", "1", "--engine", engine, "--out", "run")
+        plan = call("plan", *words, "--engine", engine)
+    assert (result.code, result.err) == (0, "")
+    assert [line for line in result.out.splitlines() if line.startswith("Engine")] == [
+        "Engine: linear layers are run by torch CSR where that is faster, since the kernels are "
+        "switched off by EQUIPOISE_KERNELS=off; unset it to use them."
+    ]
+    assert manifest()["engine"] == {"used": True, "instructions": "torch CSR", "reason": None}
+    assert (plan.code, plan.err) == (0, "")
+    head, *rows = plan.out.splitlines()[1:]
+    assert head.split()[-3:] == ["CSR", "torch", "faster"]
+    ways = ["torch CSR" in row for row in rows if row.startswith("layers.")]
+    assert ways.count(True) >= 2
+    assert "on this machine (torch CSR, " in plan.out
 
 
 LONG = (

@@ -13,11 +13,11 @@ from equipoise.engine.convert import (
     Conversion,
     LayerChoice,
     choose_network,
-    in_place_of_kernels,
     prepare,
     refusal,
 )
 from equipoise.engine.convolution import Way
+from equipoise.engine.fallback import in_place_of_kernels
 from equipoise.engine.layers import SparseLayer
 from equipoise.engine.library import kernels, unavailable_because
 from equipoise.engine.maps import LANES, num_threads
@@ -57,6 +57,11 @@ class Explanation:
         """The kernels and threads that it holds for."""
         count = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         return count if self.instructions is None else f"{self.instructions}, {count}"
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether layers are timed with kernels, and not with what stands in for them."""
+        return self.instructions not in (None, CSR)
 
     @property
     def verdict(self) -> str:

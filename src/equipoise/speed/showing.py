@@ -111,7 +111,8 @@ def _memory_in_words(row: MemoryRow) -> str:
 
 def _layer_table(explained: Explanation, batch_size: int) -> Table:
     """One row a layer."""
-    table = _table(("layer", "weight", "density", "way", "kernels", "torch", "faster"), fold="way")
+    runner = "kernels" if explained.has_kernels else "CSR"
+    table = _table(("layer", "weight", "density", "way", runner, "torch", "faster"), fold="way")
     for choice in explained.layers:
         kernels, torch = _times(choice, batch_size)
         table.add_row(
@@ -158,7 +159,7 @@ def _table(columns: Sequence[str], *, fold: str | None = None) -> Table:
     """A plain table, in which at most one column is folded."""
     table = Table(box=None, padding=(0, 1, 0, 0))
     for column in columns:
-        number = column in ("density", "kernels", "torch", "faster")
+        number = column in ("density", "kernels", "CSR", "torch", "faster")
         table.add_column(column, no_wrap=column != fold, justify="right" if number else "left")
     return table
 

@@ -14,7 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from equipoise import Topology, to_engine
+from equipoise.engine import convert
+from equipoise.engine.choice import Memory, Timed
+from equipoise.engine.convolution import Geometry, Way
 from equipoise.engine.layers import SparseLayer
+from equipoise.engine.library import VARIABLE
 
 toy: Any = import_module("tests.unit.training.toy")
 
@@ -150,3 +154,19 @@ def assert_same_gradients(network: nn.Module, model: nn.Module) -> None:
         if wanted is not None:
             assert parameter.grad is not None
             close(parameter.grad, wanted)
+
+
+@contextmanager
+def only_csr(*, layer: float = 2.0, step: float = 2.0, has_csr: bool = True) -> Iterator[None]:
+    """There are no kernels, nothing is timed, and CSR makes all so many times as fast."""
+
+    def choose(geometry: Geometry, positions: Tensor, batch: int, memory: Memory) -> Any:
+        del geometry, positions, batch, memory
+        return Timed(Way(csr=True), 1.0 / layer, 1.0) if has_csr else None
+
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setenv(VARIABLE, "off")
+        changed.setattr(convert, "choose_csr", choose)
+        changed.setattr(convert, "too_small", lambda *passed: None)
+        changed.setattr(convert, "speed_up", lambda *passed: step)
+        yield

@@ -140,10 +140,12 @@ def test_another_device_rules_it_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_kernels_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EQUIPOISE_KERNELS", "off")
-    plan = plan_run(run_with(model="mlp"))
-    assert plan.explanation is None
-    assert plan.verdict.startswith("Nothing to gain on this machine: the kernels are switched off")
-    assert plan.verdict.endswith("unset it to use them.")
+    plan = plan_run(run_with(model="small_cnn"))
+    start = "Nothing to gain on this machine: the kernels are switched off"
+    assert plan.verdict.startswith(start)
+    assert plan.verdict.endswith("unset it to use them; training goes on with masks.")
+    plan = plan_run(run_with(model="small_cnn", engine="sparse"))
+    assert plan.verdict.startswith("Training would refuse --engine sparse: the kernels are switch")
 
 
 @pytest.mark.parametrize(
