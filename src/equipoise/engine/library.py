@@ -2,7 +2,7 @@
 
 They are a plain shared library that knows neither Python nor torch; pointers and sizes go in. If
 it is missing, or the processor cannot run it, `unavailable_because` says why in one sentence and
-everything else trains with masks.
+everything else trains with masks, or with torch CSR where that is faster.
 
 Two variables of the environment are read: ``EQUIPOISE_KERNELS`` picks an instruction set (one of
 `INSTRUCTIONS`), and ``EQUIPOISE_KERNELS_LIBRARY`` is the path of a library to load instead of the
