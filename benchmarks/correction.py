@@ -29,7 +29,7 @@ from equipoise.arguments import Arm, parse_arm
 from equipoise.records import RunRecords, read_run, write_atomically
 from equipoise.reports.reaching import end_differences, median_reach
 from equipoise.reports.statistics import PairedInterval, mean_and_deviation
-from equipoise.settings import Run, with_setting
+from equipoise.settings import Run, changed_settings, with_setting
 from equipoise.speed.machine import describe_machine, in_words, load_average
 from equipoise.training.arms import plan, run_jobs
 from equipoise.validation import validate
@@ -181,16 +181,6 @@ def base_run(changes: Sequence[str], data_dir: Path | None) -> Run:
     if changes:
         run = parse_arm(",".join([run.sparse.topology, *changes]), run).run
     return with_setting(run, "data_dir", data_dir)
-
-
-def changed_settings(run: Run) -> dict[str, Any]:
-    """Settings that are not the defaults, folders left out."""
-    pairs = [
-        (name, value, getattr(getattr(Run(), group), name))
-        for group, settings in asdict(run).items()
-        for name, value in settings.items()
-    ]
-    return {name: v for name, v, usual in pairs if v != usual and name not in ("data_dir", "seed")}
 
 
 def member_arm(name: str, text: str, base: Run) -> Arm:

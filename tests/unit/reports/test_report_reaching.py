@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from tests.unit.reports.synthetic_runs import record, run
 
 from equipoise.records import EpochRecord
 from equipoise.reports.reaching import (
@@ -12,7 +13,6 @@ from equipoise.reports.reaching import (
     median_reach,
     reach_ratio,
 )
-from tests.unit.reports.synthetic_runs import record, run
 
 
 def rows(*losses: float, cost: float = 1.0, low_from: int = 99) -> list[EpochRecord]:
