@@ -19,7 +19,7 @@ TINY = {
     "epochs": 2, "interval": 2, "engine": "dense",
 }  # fmt: skip
 NAMES = (
-    *("plain", "table", "fixed_partition", "double_batch", "double_batch_half", "lower_rate"),
+    *("plain", "table", "fixed_partition", "double_long", "double_batch", "lower_rate"),
     *("agent", "longer"),
 )
 

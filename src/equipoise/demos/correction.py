@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.arguments import Arm, parse_arm
-from equipoise.reports.demonstration import Kind, Member
+from equipoise.reports.demonstration import FIXED_PARTITION, Kind, Member
 from equipoise.settings import Run, with_setting
 from equipoise.training.arms import Job, plan
 from equipoise.validation import validate
@@ -91,21 +91,21 @@ def planned_arms(base: Run) -> list[Planned]:
         ("plain", "none", "plain training", "plain", epochs),
         ("table", "table", "stored gradients of the same batches, no extra pass", "ours", epochs),
         (
-            "fixed_partition",
+            FIXED_PARTITION,
             "none,partition_epochs=0",
             "plain with the fixed partition into batches that a table needs",
             "control",
             epochs,
         ),
         (
-            "double_batch",
+            "double_long",
             f"none,batch_size={2 * batch},epochs={2 * epochs}",
             "plain with batches twice as large, as many steps, so twice the passes",
             "control",
             2 * epochs,
         ),
         (
-            "double_batch_half",
+            "double_batch",
             f"none,batch_size={2 * batch}",
             "plain with batches twice as large, as many passes, so half the steps",
             "control",

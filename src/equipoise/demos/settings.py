@@ -24,10 +24,10 @@ class Demonstrating:
     """Folder with CIFAR-10; default: $EQUIPOISE_DATA, then the usual places; digits without it."""
     workers: int | None = None
     """Processes side by side; default: one a core."""
-    out: Path | None = None
-    """Folder for runs and results; default: runs/demo-correction."""
     overwrite: bool = False
     """Start every run again."""
+    out: Path | None = None
+    """Folder for runs and results; default: runs/demo-correction."""
 
 
 def check_demonstrating(chosen: Demonstrating) -> None:

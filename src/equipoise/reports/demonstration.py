@@ -17,6 +17,8 @@ from equipoise.reports.reaching import (
 from equipoise.reports.statistics import PairedInterval, Spread, mean_and_deviation
 
 Kind = Literal["plain", "control", "equal compute", "published", "ours"]
+FIXED_PARTITION = "fixed_partition"
+"""Name of the control that shares the batches of the arm that is shown, and nothing else."""
 COSTS = {"epochs": "epoch", "passes": "data_passes", "seconds": "training_seconds"}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from equipoise.reports.demonstration import Against, Demonstration, Reading
+from equipoise.reports.demonstration import FIXED_PARTITION, Against, Demonstration, Reading
 from equipoise.reports.numbers import MISSING, effect, magnitude, ratio, spread
 from equipoise.reports.statistics import PairedInterval, Verdict
 from equipoise.reports.tables import Table
@@ -84,7 +84,7 @@ def narrow_tables(found: Demonstration) -> list[Table]:
         Cost and the way to plain's loss; then loss, accuracy and variance.
     """
     whole = demonstration_table(found)
-    parts = ((0, 1, 2, 3, 4, 6, 7, 8), (0, 1, 5, 9, 10, 11, 12))
+    parts = ((0, 1, 3, 4, 6, 7, 8), (0, 1, 2, 5, 9, 10, 11, 12))
     heads = (
         *("Arm", "n", "Epochs", "Passes", "Seconds", "Variance", "Epochs to", "Passes to"),
         *("Seconds to", f"Loss, ep. {found.phase}", "less plain", "Accuracy", "less plain's"),
@@ -141,7 +141,7 @@ def _ours(found: Demonstration, reading: Reading) -> Iterable[str]:
         )
     if reached["epochs"].ratio.mean is None:
         return
-    alone = next((r for r in found.of_kind("control") if "fixed partition" in r.member.what), None)
+    alone = next((r for r in found.readings if r.member.name == FIXED_PARTITION), None)
     control = ""
     if alone is not None and alone.reached["epochs"].ratio.mean is not None:
         control = (

@@ -37,8 +37,8 @@ def test_every_arm_differs_from_plain_in_what_it_says_only(settings: dict[str, o
         "plain": set(),
         "table": {"corrector"},
         "fixed_partition": {"partition_epochs"},
-        "double_batch": {"batch_size", "epochs"},
-        "double_batch_half": {"batch_size"},
+        "double_long": {"batch_size", "epochs"},
+        "double_batch": {"batch_size"},
         "lower_rate": {"learning_rate"},
         "agent": {"corrector"},
         "longer": {"epochs"},
@@ -57,7 +57,7 @@ def test_agent_makes_as_many_passes_as_longer_plain_training_is_given(tmp_path: 
         "epochs": 4, "engine": "dense",
     }  # fmt: skip
     arms = {one.member.name: one for one in planned_arms(base_run(tiny, 0.5, None))}
-    for name in ("agent", "longer", "double_batch"):
+    for name in ("agent", "longer", "double_long"):
         last = train(arms[name].arm.run, tmp_path / name).records[-1]
         assert last.data_passes == pytest.approx(arms[name].passes)
     assert arms["longer"].passes == pytest.approx(arms["agent"].passes, rel=0.05)
@@ -69,7 +69,7 @@ def test_jobs_are_paired_and_weighted_by_their_passes(tmp_path: Path) -> None:
     assert len(jobs) == 2 * len(planned)
     assert [job.run.loop.seed for job in jobs] == [0] * len(planned) + [1] * len(planned)
     weights = {job.label: job.weight for job in jobs}
-    assert (weights["plain"], weights["double_batch"], weights["longer"]) == (8, 16, 24)
+    assert (weights["plain"], weights["double_long"], weights["longer"]) == (8, 16, 24)
     assert weights["agent"] == pytest.approx(24.33, abs=0.01)
 
 

@@ -24,7 +24,7 @@ from equipoise.reports.demonstration_words import demonstration_table, narrow_ta
 MEMBERS = [
     Member(name="plain", what="plain training", kind="plain"),
     Member(name="table", what="stored gradients", kind="ours"),
-    Member(name="fixed", what="plain with the fixed partition", kind="control"),
+    Member(name="fixed_partition", what="plain with the fixed partition", kind="control"),
     Member(name="double", what="plain with <large> batches", kind="control"),
     Member(name="agent", what="AGENT as published", kind="published"),
     Member(name="longer", what="plain for longer", kind="equal compute"),
@@ -81,7 +81,7 @@ def arms(num_seeds: int = 3, **changes: dict[str, Any]) -> dict[str, list[RunRec
             "speed": 1.25, "cost": 1.1, "rho_squared": 0.4, "variance_ratio": 0.7,
             "coefficient": 0.5,
         },
-        "fixed": {"speed": 1.01},
+        "fixed_partition": {"speed": 1.01},
         "double": {"speed": 0.6, "epochs": 4},
         "agent": {"speed": 1.02, "cost": 3.5, "passes": 3.0, "coefficient": 0.05},
         "longer": {"epochs": 12, "gain": 0.05},
@@ -130,7 +130,7 @@ def test_a_gain_that_no_control_has_is_said_to_be_one() -> None:
     assert "in 0.80 [0.80, 0.80] of the epochs" in text
     assert "0.88 [0.88, 0.88] of the seconds; the fixed partition alone in 0.99" in text
     assert "Against plain that is in epochs a gain and in seconds a gain." in text
-    assert "no control did as well: not fixed nor double." in text
+    assert "no control did as well: not fixed_partition nor double." in text
     assert "lower in 3 of 3 seeds" in text
     assert "left 70 % of the variance of a batch's gradient (the best coefficient 60 %" in text
     assert "in epochs a gain, in seconds a loss." in text
@@ -142,8 +142,8 @@ def test_a_missing_gain_and_a_control_that_does_as_well_are_said_plainly() -> No
     slow = {"table": {"speed": 1.0, "cost": 1.2}}
     text = said(arms(**slow))
     assert "in epochs no difference that n = 3 can tell from chance and in seconds a loss." in text
-    assert "fixed and double did as well" not in text
-    assert "In seconds to plain's loss fixed did as well" in text
+    assert "fixed_partition and double did as well" not in text
+    assert "In seconds to plain's loss fixed_partition did as well" in text
     assert "can be had without stored or old gradients" in text
 
 
@@ -171,12 +171,12 @@ def test_too_few_seeds_are_said() -> None:
 
 def test_a_run_that_diverged_is_counted_and_left_out() -> None:
     runs = arms()
-    last = runs["fixed"][2]
+    last = runs["fixed_partition"][2]
     broken = [replace(r, train_loss=math.nan) for r in last.epochs]
-    runs["fixed"][2] = RunRecords(last.folder, last.manifest, broken)
+    runs["fixed_partition"][2] = RunRecords(last.folder, last.manifest, broken)
     found = read_demonstration(MEMBERS, runs, PROBE)
     assert found.readings[2].loss_difference.n == 2
-    assert "fixed diverged in 1 of 3 runs" in "\n".join(verdicts(found))
+    assert "fixed_partition diverged in 1 of 3 runs" in "\n".join(verdicts(found))
 
 
 def test_every_row_has_n_and_cost() -> None:
