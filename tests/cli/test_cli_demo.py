@@ -29,10 +29,10 @@ def test_a_demonstration_is_stopped_and_gone_on_with(
 ) -> None:
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(commands, "DIGITS", TINY)
-    words = ("demo", "correction", "--num-seeds", "1", "--workers", "2", "--out", "shown")
+    words = ("demo", "correction", "--num-seeds", "1", "--workers", "1", "--out", "shown")
 
     def half(jobs: Sequence[Job], *rest: Any, **more: Any) -> bool:
-        run_jobs(jobs[:3], *rest, **more)
+        run_jobs(jobs[:2], *rest, **more)
         return False
 
     monkeypatch.setattr(commands, "run_jobs", half)
@@ -42,7 +42,7 @@ def test_a_demonstration_is_stopped_and_gone_on_with(
     assert "Stopped and saved in shown; run the same command again to go on." in stopped.out
     folder = tmp_path / "shown"
     begun = {path: path.stat().st_mtime_ns for path in folder.rglob("records.jsonl")}
-    assert len(begun) == 3
+    assert len(begun) == 2
     assert not (folder / "demonstration.json").exists()
 
     monkeypatch.setattr(commands, "run_jobs", run_jobs)
@@ -57,7 +57,7 @@ def check_files(folder: Path, out: str) -> None:
     assert {run.label for run in find_runs(folder)} == set(NAMES)
     kept = json.loads((folder / "demonstration.json").read_text())
     assert [row["member"]["name"] for row in kept["measured"]["readings"]] == list(NAMES)
-    assert kept["command"] == "equipoise demo correction --num-seeds 1 --workers 2"
+    assert kept["command"] == "equipoise demo correction --num-seeds 1 --workers 1"
     assert kept["probe"]["ages"][-1]["age"] == 8
     assert kept["measured"]["phase"] == 1
     assert "n = 1 is too small to tell anything from chance" in " ".join(out.split())

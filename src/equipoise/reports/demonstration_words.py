@@ -84,15 +84,15 @@ def narrow_tables(found: Demonstration) -> list[Table]:
         Cost and the way to plain's loss; then loss, accuracy and variance.
     """
     whole = demonstration_table(found)
-    parts = ((0, 1, 3, 4, 6, 7, 8), (0, 1, 2, 5, 9, 10, 11, 12))
+    parts = ((0, 1, 3, 4, 6, 7, 8), (0, 1, 5, 9, 10, 11, 12))
     heads = (
-        *("Arm", "n", "Epochs", "Passes", "Seconds", "Variance", "Epochs to", "Passes to"),
-        *("Seconds to", f"Loss, ep. {found.phase}", "less plain", "Accuracy", "less plain's"),
+        *("Arm", "n", "Epochs", "Passes", "Seconds", "Left", "Epochs to", "Passes to"),
+        *("Seconds to", "Loss", "less plain", "Acc.", "less plain's"),
     )
     titles = (
         f"Cost, and to plain's training loss of epoch {found.phase} ({found.target:.4f}), as "
         "ratios",
-        "Variance left (%), training loss, and test accuracy at the end (%)",
+        f"Variance left (%) and loss at epoch {found.phase}, test accuracy at the end (%)",
     )
     return [
         Table(
