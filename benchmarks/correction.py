@@ -26,9 +26,10 @@ from typing import Any
 from rich.console import Console
 
 from equipoise.arguments import Arm, parse_arm
-from equipoise.records import EpochRecord, RunRecords, read_run, write_atomically
-from equipoise.reports.statistics import PairedInterval, mean_and_deviation, paired_interval
-from equipoise.settings import Run, with_setting
+from equipoise.records import RunRecords, read_run, write_atomically
+from equipoise.reports.reaching import end_differences, median_reach
+from equipoise.reports.statistics import PairedInterval, mean_and_deviation
+from equipoise.settings import Run, changed_settings, with_setting
 from equipoise.speed.machine import describe_machine, in_words, load_average
 from equipoise.training.arms import plan, run_jobs
 from equipoise.validation import validate
@@ -182,16 +183,6 @@ def base_run(changes: Sequence[str], data_dir: Path | None) -> Run:
     return with_setting(run, "data_dir", data_dir)
 
 
-def changed_settings(run: Run) -> dict[str, Any]:
-    """Settings that are not the defaults, folders left out."""
-    pairs = [
-        (name, value, getattr(getattr(Run(), group), name))
-        for group, settings in asdict(run).items()
-        for name, value in settings.items()
-    ]
-    return {name: v for name, v, usual in pairs if v != usual and name not in ("data_dir", "seed")}
-
-
 def member_arm(name: str, text: str, base: Run) -> Arm:
     """One arm of the comparison, checked."""
     arm = parse_arm(f"{name}:{base.sparse.topology}+{text}", base)
@@ -277,8 +268,8 @@ def read_member(
         ),
         accuracy=(accuracy.mean, accuracy.deviation),
         loss=(loss.mean, loss.deviation),
-        reach_passes=reach(runs, known[PLAIN], "data_passes"),
-        reach_seconds=reach(runs, known[PLAIN], "training_seconds"),
+        reach_passes=median_reach(runs, known[PLAIN], "data_passes"),
+        reach_seconds=median_reach(runs, known[PLAIN], "training_seconds"),
         against={cost: differences(runs, plain_of(n), n) for cost, n in lengths.items()},
     )
 
@@ -287,43 +278,13 @@ def differences(
     runs: Sequence[RunRecords], plain: Sequence[RunRecords], plain_length: int
 ) -> dict[str, Any]:
     """Ends of paired runs: accuracy in points and training loss, with 95 % intervals."""
-    pairs = list(zip(runs, plain, strict=True))
-    ends = [(run.epochs[-1], other.epochs[-1]) for run, other in pairs]
-    points = paired_interval([100 * (a.test_accuracy - b.test_accuracy) for a, b in ends])
-    losses = paired_interval([a.train_loss - b.train_loss for a, b in ends])
+    points, losses = end_differences(runs, plain)
     return {"plain_epochs": plain_length, "accuracy": bounds(points), "loss": bounds(losses)}
 
 
 def bounds(interval: PairedInterval) -> dict[str, float | None]:
     """An interval as JSON values."""
     return {"mean": interval.mean, "low": interval.low, "high": interval.high}
-
-
-def reach(runs: Sequence[RunRecords], plain: Sequence[RunRecords], cost: str) -> float | None:
-    """Median ratio of the cost to plain's training loss at the end of its first learning rate."""
-    ratios = []
-    for run, other in zip(runs, plain, strict=True):
-        first = other.epochs[0].learning_rate
-        end = [record for record in other.epochs if record.learning_rate == first][-1]
-        at = cost_at_loss(run.epochs, end.train_loss, cost)
-        if at is None:
-            return None
-        ratios.append(at / float(getattr(end, cost)))
-    return statistics.median(ratios)
-
-
-def cost_at_loss(records: Sequence[EpochRecord], target: float, cost: str) -> float | None:
-    """Cost at which the training loss first falls to `target`, linear between epochs."""
-    before: EpochRecord | None = None
-    for record in records:
-        if record.train_loss <= target:
-            if before is None:
-                return float(getattr(record, cost))
-            share = (before.train_loss - target) / (before.train_loss - record.train_loss)
-            start, end = (float(getattr(r, cost)) for r in (before, record))
-            return start + share * (end - start)
-        before = record
-    return None
 
 
 def raw(run: RunRecords) -> dict[str, Any]:

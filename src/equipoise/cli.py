@@ -18,6 +18,7 @@ from rich.console import Console
 
 from equipoise.arguments import Arm, check_words, nearest, parse_arm
 from equipoise.attacks.settings import Attacking, check_attacking
+from equipoise.demos.settings import Demonstrating, check_demonstrating
 from equipoise.options import (
     Comparison,
     Diagnosing,
@@ -232,6 +233,23 @@ def diagnose(
     return 0
 
 
+def demo(demonstrating: tyro.conf.OmitArgPrefixes[Demonstrating]) -> int:
+    """Show what correction is worth, with every control: equipoise demo correction.
+
+    Trains small networks on paired seeds for some minutes, and says what follows from the numbers,
+    whatever it is. The same command goes on after a stop.
+    """
+    check_demonstrating(demonstrating)
+    from equipoise.demos.commands import show_correction
+
+    console = Console()
+    folder, finished = show_correction(demonstrating, console, _load_images)
+    if finished:
+        return 0
+    _say_stopped(console, folder, overwrite=demonstrating.overwrite)
+    return _STOPPED
+
+
 def bench(benchmark: tyro.conf.OmitArgPrefixes[Benchmark]) -> int:
     """Time whole training steps with the engine against masks, in turns in one process."""
     check_benchmark(benchmark)
@@ -259,6 +277,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "diagnose": diagnose,
     "plan": plan_training,
     "bench": bench,
+    "demo": demo,
     "list": list_everything,
 }
 
@@ -309,7 +328,7 @@ def _check(words: Sequence[str]) -> None:
 
 def _named(words: list[str]) -> list[str]:
     """`equipoise report FOLDER` means `equipoise report --runs FOLDER`."""
-    takes = {"report": "--runs", "diagnose": "--folder"}
+    takes = {"report": "--runs", "diagnose": "--folder", "demo": "--name"}
     takes |= dict.fromkeys(("evaluate", "attack", "export"), "--run")
     folder = takes.get(words[0]) if words else None
     if folder is None or len(words) < 2 or words[1].startswith("-"):

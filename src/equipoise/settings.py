@@ -366,6 +366,21 @@ def setting_types() -> dict[str, Any]:
     return types
 
 
+def changed_settings(run: Run) -> dict[str, Any]:
+    """Settings that are not the defaults, by name; the seed and folders of a machine left out.
+
+    Example:
+        >>> changed_settings(with_setting(Run(), "epochs", 3))
+        {'epochs': 3}
+    """
+    pairs = [
+        (name, value, getattr(getattr(Run(), group), name))
+        for group, settings in asdict(run).items()
+        for name, value in settings.items()
+    ]
+    return {name: v for name, v, usual in pairs if v != usual and name not in ("data_dir", "seed")}
+
+
 TABLE_PARTITION_EPOCHS = 8
 
 

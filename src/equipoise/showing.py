@@ -52,14 +52,14 @@ def print_comparison(folder: Path, console: Console, *, baseline: str | None = N
     if not runs:
         raise ValueError(f"{folder} holds no run; pass a folder that a training wrote.")
     arms = group_by_label(runs)
-    _print_table(arms_table(summarize_arm(arm) for arm in arms.values()), console)
+    print_table(arms_table(summarize_arm(arm) for arm in arms.values()), console)
     if len(arms) < 2:
         return
     chosen = baseline or default_baseline(folder, runs)
-    _print_table(comparison_table(compare_runs(runs, chosen)), console)
+    print_table(comparison_table(compare_runs(runs, chosen)), console)
 
 
-def _print_table(table: Table, console: Console) -> None:
+def print_table(table: Table, console: Console) -> None:
     """One table, narrow enough for a terminal, and the sentences below it."""
     drawn = TerminalTable(
         title=table.title,

@@ -20,7 +20,7 @@ from equipoise.models import model_names
 
 COMMANDS = (
     *("train", "compare", "evaluate", "attack", "export"),
-    *("report", "plan", "bench", "list"),
+    *("report", "plan", "bench", "demo", "list"),
 )
 
 WITHOUT_TORCH = """
@@ -52,6 +52,7 @@ def test_help_lists_and_mistakes_do_not_load_torch() -> None:
         ["attack", "x", "--module", "y"],
         ["attack", "x", "--eps", "8"],
         ["report", "--runs", "nothing"],
+        ["demo", "corection"],
     ]
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH.format(lines=right + wrong)],

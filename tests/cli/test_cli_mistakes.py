@@ -21,7 +21,7 @@ MISTAKES: list[tuple[str, str]] = [
     (
         "trian",
         "'trian' is not a command; equipoise has train, compare, evaluate, attack, export, report, "
-        "diagnose, plan, bench, list; did you mean train?",
+        "diagnose, plan, bench, demo, list; did you mean train?",
     ),
     ("train --epocs 3", "did you mean --epochs?"),
     ("evaluate --run x y", "--run takes one value; got x y"),

@@ -59,15 +59,6 @@ def test_plain_training_gets_as_many_epochs_as_cost_the_same(runner: ModuleType)
     }
 
 
-def test_the_cost_to_a_loss_lies_between_epochs(runner: ModuleType) -> None:
-    rows = [synthetic.record(e, train_loss=loss) for e, loss in ((1, 2.0), (2, 1.0), (3, 1.5))]
-    assert runner.cost_at_loss(rows, 1.5, "data_passes") == pytest.approx(1.5)
-    assert runner.cost_at_loss(rows, 2.5, "data_passes") == 1.0
-    assert runner.cost_at_loss(rows, 0.5, "data_passes") is None
-    plain = [synthetic.run("plain", 0, rows)]
-    assert runner.reach(plain, plain, "data_passes") == pytest.approx(1.5 / 3)
-
-
 def test_the_table_says_n_command_and_every_difference(runner: ModuleType) -> None:
     known = {"plain": runs("plain", 1, 10), "svrg": runs("svrg", 1, 10)}
     base = runner.base_run(["epochs=4"], None)

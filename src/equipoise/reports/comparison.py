@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from equipoise.records import EpochRecord, RunRecords
+from equipoise.records import RunRecords
 from equipoise.reports.arms import (
     METRICS,
     ArmSummary,
@@ -17,6 +17,7 @@ from equipoise.reports.arms import (
 )
 from equipoise.reports.manifests import device
 from equipoise.reports.matching import Cost, MatchedPair, match_pair
+from equipoise.reports.reaching import cost_at_loss
 from equipoise.reports.statistics import (
     PairedInterval,
     Verdict,
@@ -178,19 +179,9 @@ def epochs_to_loss(run: RunRecords, loss: float) -> tuple[float, float] | None:
         Epochs and data passes at that point, or None if the run never gets there. The first epoch
         is not divided: a run that starts below `loss` gets there at the end of epoch 1.
     """
-    previous: EpochRecord | None = None
-    for record in run.epochs:
-        if record.train_loss <= loss:
-            # After a loss that is not finite there is nothing to interpolate from.
-            if previous is None or not math.isfinite(previous.train_loss):
-                return float(record.epoch), record.data_passes
-            share = (previous.train_loss - loss) / (previous.train_loss - record.train_loss)
-            return (
-                previous.epoch + share * (record.epoch - previous.epoch),
-                previous.data_passes + share * (record.data_passes - previous.data_passes),
-            )
-        previous = record
-    return None
+    epochs = cost_at_loss(run.epochs, loss, "epoch")
+    passes = cost_at_loss(run.epochs, loss, "data_passes")
+    return None if epochs is None or passes is None else (epochs, passes)
 
 
 def _against(

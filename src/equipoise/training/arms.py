@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -35,11 +35,12 @@ _LINES: dict[str, Any] = {}
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One run of a comparison and where it goes."""
+    """One run of a comparison, where it goes, and how much of all the work it is."""
 
     label: str
     run: Run
     folder: Path
+    weight: float = 1.0
 
     @property
     def name(self) -> str:
@@ -258,6 +259,8 @@ class _Board:
     def __init__(self, console: Console, jobs: Sequence[Job]) -> None:
         self._console = console
         self._done = dict.fromkeys((job.name for job in jobs), 0.0)
+        self._found: dict[str, float] = {}
+        self._weights = {job.name: job.weight for job in jobs}
         self._tasks: dict[str, TaskID] = {}
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -300,16 +303,19 @@ class _Board:
             if not future.cancelled():
                 future.result()
 
+    def _share(self, done: Mapping[str, float]) -> float:
+        """Of all the work, in [0, 1]."""
+        total = sum(self._weights.values())
+        return sum(self._weights[name] * share for name, share in done.items()) / total
+
     def _show(self, item: News) -> None:
         """Moves the bars; prints a line at the end of a run."""
         self._done[item.name] = item.done
-        overall = sum(self._done.values()) / len(self._done)
+        # What an earlier, interrupted command has done took no time of this one.
+        self._found.setdefault(item.name, item.done)
+        overall, before = self._share(self._done), self._share(self._found)
         finished = sum(done >= 1.0 for done in self._done.values())
-        task = self._progress.tasks[0]
-        left = ""
-        if overall > 0.0 and task.elapsed:
-            seconds = task.elapsed * (1.0 - overall) / overall
-            left = f"{int(seconds // 60)}:{int(seconds % 60):02d} left"
+        left = time_left(self._progress.tasks[0].elapsed or 0.0, before, overall)
         self._progress.update(self._all, completed=overall, state=f"{finished} finished", left=left)
         if item.done >= 1.0:
             if item.name in self._tasks:
@@ -321,6 +327,27 @@ class _Board:
                 f"  {item.name}", total=1.0, state="", left=""
             )
         self._progress.update(self._tasks[item.name], completed=item.done, state=item.state)
+
+
+def time_left(elapsed: float, before: float, now: float) -> str:
+    """How long the rest takes at the pace so far.
+
+    Args:
+        elapsed: Seconds since the start.
+        before: Share of the work that was done then, in [0, 1].
+        now: Share that is done now.
+
+    Returns:
+        Minutes and seconds; nothing while there is no pace.
+
+    Example:
+        >>> time_left(60.0, 0.5, 0.75), time_left(0.0, 0.0, 0.0)
+        ('1:00 left', '')
+    """
+    if not elapsed or now <= before:
+        return ""
+    seconds = elapsed * (1.0 - now) / (now - before)
+    return f"{int(seconds // 60)}:{int(seconds % 60):02d} left"
 
 
 def _summary(record: EpochRecord) -> str:

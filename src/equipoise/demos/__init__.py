@@ -1,0 +1,1 @@
+"""Built-in demonstrations: what `equipoise demo` trains, and what it says of it."""

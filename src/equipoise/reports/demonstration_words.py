@@ -1,0 +1,312 @@
+"""The verdict of the demonstration of correction, in sentences that follow from its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from equipoise.reports.demonstration import FIXED_PARTITION, Against, Demonstration, Reading
+from equipoise.reports.numbers import MISSING, effect, magnitude, ratio, spread
+from equipoise.reports.statistics import PairedInterval, Verdict
+from equipoise.reports.tables import Table
+
+FEW = 3  # below so many pairs an interval is too wide to be of use
+
+
+def verdicts(found: Demonstration) -> list[str]:
+    """What the numbers say, gains and missing gains alike.
+
+    Args:
+        found: The measurements.
+
+    Returns:
+        Sentences: speed of the arm that is shown, its controls, its variance, the published
+        method, plain training with equal compute, test accuracy, and how much n pairs can tell.
+    """
+    return [
+        *(sentence for reading in found.of_kind("ours") for sentence in _ours(found, reading)),
+        *(_versus(against) for against in found.against),
+        _controls(found),
+        *_variances(found),
+        *(sentence for reading in found.of_kind("published") for sentence in _published(reading)),
+        *(_equal_compute(found, reading) for reading in found.of_kind("equal compute")),
+        *_accuracies(found),
+        *_limits(found),
+    ]
+
+
+def demonstration_table(found: Demonstration) -> Table:
+    """One row per arm, with n and cost in each.
+
+    Args:
+        found: The measurements.
+
+    Returns:
+        Ratios and differences with their 95 % intervals; notes say what the columns are.
+    """
+    plain = found.readings[0]
+    return Table(
+        title=f"Arms on {plain.n} paired seeds",
+        columns=(
+            "Arm",
+            "n",
+            "Epochs",
+            "Passes",
+            "Seconds",
+            "Variance left (%)",
+            "Epochs to plain's loss",
+            "Passes to it",
+            "Seconds to it",
+            f"Training loss, epoch {found.phase}",
+            "against plain",
+            "Test accuracy (%)",
+            "against plain (points)",
+        ),
+        rows=tuple(_row(reading) for reading in found.readings),
+        notes=(
+            f"Plain's loss: its training loss at the end of its first learning rate, epoch "
+            f"{found.phase}, {found.target:.4f} on average; epochs, passes and seconds to it are "
+            "ratios to plain's, below 1 is sooner.",
+            "Variance left: of a batch's gradient, at the end of the first learning rate, as the "
+            "corrector in use has it.",
+            "In brackets: 95 % intervals of the mean over paired seeds. Seconds are those of "
+            "training, measured while other runs trained beside.",
+        ),
+    )
+
+
+def narrow_tables(found: Demonstration) -> list[Table]:
+    """The same in two tables, each narrow enough for a terminal.
+
+    Args:
+        found: The measurements.
+
+    Returns:
+        Cost and the way to plain's loss; then loss, accuracy and variance.
+    """
+    whole = demonstration_table(found)
+    parts = ((0, 1, 3, 4, 6, 7, 8), (0, 1, 5, 9, 10, 11, 12))
+    heads = (
+        *("Arm", "n", "Epochs", "Passes", "Seconds", "Left", "Epochs to", "Passes to"),
+        *("Seconds to", "Loss", "less plain", "Acc.", "less plain's"),
+    )
+    titles = (
+        f"Cost, and to plain's training loss of epoch {found.phase} ({found.target:.4f}), as "
+        "ratios",
+        f"Variance left (%) and loss at epoch {found.phase}, test accuracy at the end (%)",
+    )
+    return [
+        Table(
+            title=title,
+            columns=tuple(heads[place] for place in places),
+            rows=tuple(tuple(row[place] for place in places) for row in whole.rows),
+        )
+        for title, places in zip(titles, parts, strict=True)
+    ]
+
+
+def _row(reading: Reading) -> tuple[str, ...]:
+    """The cells of one arm."""
+    plain = reading.member.kind == "plain"
+    return (
+        reading.member.name,
+        str(reading.n),
+        str(reading.epochs),
+        f"{reading.passes:.1f}",
+        magnitude(reading.seconds) + (" (engine)" if reading.engine else ""),
+        MISSING if reading.variance is None else f"{100 * reading.variance.left:.0f}",
+        *(_reach_cell(reading, cost) for cost in ("epochs", "passes", "seconds")),
+        spread(reading.loss, lambda value: f"{value:.4f}"),
+        MISSING if plain else effect(reading.loss_difference, decimals=3),
+        spread(reading.accuracy, lambda value: f"{value:.2f}"),
+        MISSING if plain else effect(reading.accuracy_difference, decimals=2),
+    )
+
+
+def _reach_cell(reading: Reading, cost: str) -> str:
+    """A ratio, and in how many pairs it was never reached."""
+    reached = reading.reached[cost]
+    if not reached.num_never:
+        return ratio(reached.ratio)
+    never = "never" if reached.ratio.n == 0 else f"{ratio(reached.ratio)}, never"
+    return f"{never} in {reached.num_never} of {reading.n}"
+
+
+def _ours(found: Demonstration, reading: Reading) -> Iterable[str]:
+    """How soon, and whether that is a gain."""
+    name, reached = reading.member.name, reading.reached
+    if reached["epochs"].num_never:
+        yield (
+            f"{name} never reached plain's training loss at the end of the first learning rate in "
+            f"{reached['epochs'].num_never} of {reading.n} seeds: no gain."
+        )
+    if reached["epochs"].ratio.mean is None:
+        return
+    alone = next((r for r in found.readings if r.member.name == FIXED_PARTITION), None)
+    control = ""
+    if alone is not None and alone.reached["epochs"].ratio.mean is not None:
+        control = (
+            f"; the fixed partition alone in {ratio(alone.reached['epochs'].ratio)} of the epochs"
+            f" and {ratio(alone.reached['seconds'].ratio)} of the seconds"
+        )
+    yield (
+        f"{name} reached plain's training loss at the end of the first learning rate "
+        f"({found.target:.3f}, epoch {found.phase}) in {ratio(reached['epochs'].ratio)} of the "
+        f"epochs, {ratio(reached['passes'].ratio)} of the passes and "
+        f"{ratio(reached['seconds'].ratio)} of the seconds{control}."
+    )
+    gains = [f"in {cost} {_gain(reached[cost].ratio)}" for cost in ("epochs", "seconds")]
+    yield f"Against plain that is {' and '.join(gains)}."
+
+
+def _gain(interval: PairedInterval) -> str:
+    """What a ratio of costs says, 1 being the same."""
+    assert interval.mean is not None
+    if interval.low is None or interval.high is None:
+        return "a ratio of one pair, which says nothing about chance"
+    if interval.high < 1.0:
+        return "a gain"
+    if interval.low > 1.0:
+        return "a loss"
+    return f"no difference that n = {interval.n} can tell from chance"
+
+
+def _versus(against: Against) -> str:
+    """Ours against one control: loss at equal epochs, and seconds."""
+    n = against.loss.n
+    words = {
+        Verdict.BETTER: "lower",
+        Verdict.WORSE: "higher",
+        Verdict.NO_DIFFERENCE: "no difference that can be told from chance",
+        Verdict.NOT_ENOUGH_SEEDS: "no interval",
+    }[against.loss.verdict(higher_is_better=False)]
+    seconds = (
+        ""
+        if against.seconds.mean is None
+        else (f"; it took {ratio(against.seconds)} times the control's seconds to plain's loss")
+    )
+    return (
+        f"Against the control {against.member.name} ({against.member.what}), training loss at "
+        f"equal epochs {effect(against.loss, decimals=3)}, {words}, lower in "
+        f"{against.num_lower} of {n} seeds{seconds}."
+    )
+
+
+def _controls(found: Demonstration) -> str:
+    """Which controls do as well in seconds."""
+    as_well: list[str] = []
+    slower: list[str] = []
+    for against in found.against:
+        interval = against.seconds
+        if interval.mean is None:
+            continue
+        # Without an interval the mean must do; the sentence about n says what that is worth.
+        beaten = interval.mean < 1.0 if interval.high is None else interval.high < 1.0
+        (slower if beaten else as_well).append(against.member.name)
+    if as_well:
+        return (
+            f"In seconds to plain's loss {_names(as_well)} did as well, as far as n = "
+            f"{len(found.seeds)} can tell: the gain over plain, if any, can be had without stored "
+            "or old gradients."
+        )
+    if slower:
+        return f"In seconds to plain's loss no control did as well: not {_names(slower, 'nor')}."
+    return "No control reached plain's loss in the same seeds, so nothing is said about seconds."
+
+
+def _variances(found: Demonstration) -> Iterable[str]:
+    """What became of the variance."""
+    for reading in found.readings:
+        variance = reading.variance
+        if variance is None:
+            continue
+        end = ""
+        if variance.left_at_end is not None:
+            end = f", and {100 * variance.left_at_end:.0f} % at the end of training"
+        source = "as it has seen itself" if variance.source == "records" else "by the probe"
+        yield (
+            f"At the end of the first learning rate {reading.member.name}, with coefficient "
+            f"{variance.coefficient:.2f}, left {100 * variance.left:.0f} % of the variance of a "
+            f"batch's gradient (the best coefficient {100 * (1 - variance.removable):.0f} %; "
+            f"{source}){end}."
+        )
+
+
+def _published(reading: Reading) -> Iterable[str]:
+    """The method as published."""
+    reached, name = reading.reached, reading.member.name
+    if reached["epochs"].ratio.mean is None:
+        yield f"{name} never reached plain's training loss at the end of the first learning rate."
+        return
+    yield (
+        f"{name}, as published (n = {reading.n}), reached the same loss in "
+        f"{ratio(reached['epochs'].ratio)} of the epochs, but in "
+        f"{ratio(reached['passes'].ratio)} of the passes and "
+        f"{ratio(reached['seconds'].ratio)} of the seconds of plain: in epochs "
+        f"{_gain(reached['epochs'].ratio)}, in seconds {_gain(reached['seconds'].ratio)}."
+    )
+
+
+def _equal_compute(found: Demonstration, reading: Reading) -> str:
+    """Plain training with the compute of the dearest corrector."""
+    dearest, difference = found.dearest, found.longer_less_dearest
+    name = dearest.member.name
+    words = {
+        Verdict.BETTER: "plain training makes more of the same compute",
+        Verdict.WORSE: f"{name} makes more of the same compute",
+        Verdict.NO_DIFFERENCE: "no difference that can be told from chance",
+        Verdict.NOT_ENOUGH_SEEDS: "no interval",
+    }[difference.verdict(higher_is_better=True)]
+    return (
+        f"Given as much compute as {name} ({dearest.passes:.1f} passes, "
+        f"{magnitude(dearest.seconds)} s), plain training does {reading.epochs} epochs "
+        f"({reading.passes:.1f} passes, {magnitude(reading.seconds)} s): its test accuracy less "
+        f"that of {name} is {effect(difference, decimals=2, unit=' points')}: {words}."
+    )
+
+
+def _accuracies(found: Demonstration) -> Iterable[str]:
+    """Test accuracy at the end, of what is shown and of its controls."""
+    parts = [
+        f"{reading.member.name} "
+        f"{effect(reading.accuracy_difference, decimals=2, unit=' points')}"
+        f" ({reading.accuracy_difference.verdict(higher_is_better=True).value})"
+        for reading in found.readings
+        if reading.member.kind in ("ours", "published", "control")
+    ]
+    yield f"Test accuracy at the end against plain: {'; '.join(parts)}."
+
+
+def _limits(found: Demonstration) -> Iterable[str]:
+    """How much n pairs can tell, and what is left out."""
+    n = len(found.seeds)
+    for reading in found.of_kind("ours"):
+        half = reading.accuracy_difference.half_width
+        if half is not None:
+            yield (
+                f"With n = {n} a difference in test accuracy below about {half:.1f} points would "
+                f"not be seen for {reading.member.name}."
+            )
+    if n < FEW:
+        yield (
+            f"n = {n} is too small to tell anything from chance; --num-seeds {FEW} or more goes "
+            "on from here."
+        )
+    for reading in found.readings:
+        if reading.n < n:
+            yield f"{reading.member.name} has {reading.n} of the {n} seeds only."
+        if reading.num_diverged:
+            yield (
+                f"{reading.member.name} diverged in {reading.num_diverged} of {reading.n} runs, "
+                "which are in no interval."
+            )
+
+
+def _percent(reading: Reading) -> str:
+    """Mean accuracy."""
+    assert reading.accuracy.mean is not None
+    return f"{reading.accuracy.mean:.2f}"
+
+
+def _names(names: list[str], word: str = "and") -> str:
+    """A list in words."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {word} {names[-1]}"
