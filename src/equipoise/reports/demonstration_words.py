@@ -160,14 +160,10 @@ def _ours(found: Demonstration, reading: Reading) -> Iterable[str]:
 
 def _gain(interval: PairedInterval) -> str:
     """What a ratio of costs says, 1 being the same."""
-    assert interval.mean is not None
-    if interval.low is None or interval.high is None:
+    if interval.low is None:
         return "a ratio of one pair, which says nothing about chance"
-    if interval.high < 1.0:
-        return "a gain"
-    if interval.low > 1.0:
-        return "a loss"
-    return f"no difference that n = {interval.n} can tell from chance"
+    open_ = f"no difference that n = {interval.n} can tell from chance"
+    return {"sooner": "a gain", "later": "a loss", "open": open_}[_settled(interval)]
 
 
 def _versus(against: Against) -> str:
@@ -192,25 +188,34 @@ def _versus(against: Against) -> str:
 
 
 def _controls(found: Demonstration) -> str:
-    """Which controls do as well in seconds."""
-    as_well: list[str] = []
-    slower: list[str] = []
+    """In seconds: which controls are later, which sooner, and which cannot be told apart."""
+    names: dict[str, list[str]] = {"sooner": [], "later": [], "open": []}
     for against in found.against:
-        interval = against.seconds
-        if interval.mean is None:
-            continue
-        # Without an interval the mean must do; the sentence about n says what that is worth.
-        beaten = interval.mean < 1.0 if interval.high is None else interval.high < 1.0
-        (slower if beaten else as_well).append(against.member.name)
-    if as_well:
-        return (
-            f"In seconds to plain's loss {_names(as_well)} did as well, as far as n = "
-            f"{len(found.seeds)} can tell: the gain over plain, if any, can be had without stored "
-            "or old gradients."
-        )
-    if slower:
-        return f"In seconds to plain's loss no control did as well: not {_names(slower, 'nor')}."
-    return "No control reached plain's loss in the same seeds, so nothing is said about seconds."
+        if against.seconds.mean is not None:
+            names[_settled(against.seconds)].append(against.member.name)
+    if not any(names.values()):
+        return "No control reached plain's loss in the same seeds, so nothing is said of seconds."
+    ours = found.of_kind("ours")[0].member.name
+    parts = [
+        f"{ours} was {side} than {_names(names[side])}"
+        for side in ("sooner", "later")
+        if names[side]
+    ]
+    if names["open"]:
+        parts.append(f"n = {len(found.seeds)} cannot tell {ours} from {_names(names['open'])}")
+    sentence = f"In seconds to plain's loss {', '.join(parts)}"
+    if names["later"] or names["open"]:
+        return f"{sentence}: what is gained over plain, if anything, can be had more simply."
+    return f"{sentence}: no control does as well."
+
+
+def _settled(interval: PairedInterval) -> str:
+    """Whether a ratio of costs is below 1, above 1, or neither for sure."""
+    if interval.low is None or interval.high is None:
+        return "open"
+    if interval.high < 1.0:
+        return "sooner"
+    return "later" if interval.low > 1.0 else "open"
 
 
 def _variances(found: Demonstration) -> Iterable[str]:
@@ -307,6 +312,6 @@ def _percent(reading: Reading) -> str:
     return f"{reading.accuracy.mean:.2f}"
 
 
-def _names(names: list[str], word: str = "and") -> str:
+def _names(names: list[str]) -> str:
     """A list in words."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {word} {names[-1]}"
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -130,7 +130,7 @@ def test_a_gain_that_no_control_has_is_said_to_be_one() -> None:
     assert "in 0.80 [0.80, 0.80] of the epochs" in text
     assert "0.88 [0.88, 0.88] of the seconds; the fixed partition alone in 0.99" in text
     assert "Against plain that is in epochs a gain and in seconds a gain." in text
-    assert "no control did as well: not fixed_partition nor double." in text
+    assert "table was sooner than fixed_partition and double: no control does as well." in text
     assert "lower in 3 of 3 seeds" in text
     assert "left 70 % of the variance of a batch's gradient (the best coefficient 60 %" in text
     assert "in epochs a gain, in seconds a loss." in text
@@ -139,12 +139,15 @@ def test_a_gain_that_no_control_has_is_said_to_be_one() -> None:
 
 
 def test_a_missing_gain_and_a_control_that_does_as_well_are_said_plainly() -> None:
-    slow = {"table": {"speed": 1.0, "cost": 1.2}}
-    text = said(arms(**slow))
+    text = said(arms(table={"speed": 1.0, "cost": 1.2}))
     assert "in epochs no difference that n = 3 can tell from chance and in seconds a loss." in text
-    assert "fixed_partition and double did as well" not in text
-    assert "In seconds to plain's loss fixed_partition did as well" in text
-    assert "can be had without stored or old gradients" in text
+    assert "table was sooner than double, table was later than fixed_partition: what is" in text
+    assert "can be had more simply" in text
+    noisy = arms()
+    noisy["fixed_partition"][1] = training("fixed_partition", 1, speed=1.5)
+    assert "table was sooner than double, n = 3 cannot tell table from fixed_partition" in said(
+        noisy
+    )
 
 
 def test_a_loss_that_is_never_reached_is_no_gain() -> None:
