@@ -32,6 +32,14 @@ def validate(run: Run) -> None:
             "--label-smoothing has no place in the mart objective; "
             "choose --objective trades or at, or leave it out."
         )
+    correction = in_effect(run.correction)
+    attacked = run.robust.objective != "standard"
+    if correction.correction_mode == "cached" and attacked and run.robust.snapshot != "adversarial":
+        raise ValueError(
+            f"--correction-mode cached stores the gradients of a refresh, and with --snapshot "
+            f"{run.robust.snapshot} those are not of the attacked images that training sees; "
+            "choose --snapshot adversarial, or leave the mode out."
+        )
     if run.correction.corrector == "table" and run.data.partition_epochs == 1:
         raise ValueError(
             "--partition-epochs 1 draws new batches in every epoch, so a table would never meet "

@@ -43,6 +43,10 @@ MISTAKES: list[tuple[str, str]] = [
     ("train --model mlp --stem imagenet", "mlp has no choice of stem"),
     ("train --topology set --interval 2.5", "interval is a whole number of steps"),
     ("train --validation 0.00001", "leaves a part empty"),
+    (
+        "train --corrector svrg --correction-mode cached --objective at --inputs pixels",
+        "choose --snapshot adversarial, or leave the mode out",
+    ),
     ("train --threads 0", "--threads is at least 1; got 0"),
     ("train --optimizer sgdw --weight-decay 3", "weight_decay in [0, 1)"),
     ("train --out file", "file"),
