@@ -206,8 +206,8 @@ class ObjectiveSettings:
 class OptimizerSettings:
     """How gradients become steps."""
 
-    optimizer: Literal["sgd", "sgdw", "adamw"] = "sgd"
-    """SGD with momentum, SGD with decoupled decay, or AdamW."""
+    optimizer: Literal["sgd", "sgdw", "adam", "adamw"] = "sgd"
+    """SGD with momentum, SGD with decoupled decay, Adam, or Adam with decoupled decay."""
     learning_rate: float = 0.1
     """At the start, above 0."""
     momentum: float = 0.9

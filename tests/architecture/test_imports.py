@@ -73,6 +73,7 @@ ALLOWED = {
         "training",
         "validation",
     },
+    "experiments": {"experiments", "records", "settings"},
     "listing": {"data", "models", "settings"},
     "showing": {"records", "reports"},
     "diagnosing": {"reports", "settings", "training"},
@@ -98,6 +99,7 @@ ALLOWED = {
 
 # What must answer without loading torch: help, lists, mistakes, reports.
 WITHOUT_TORCH = (
+    "experiments",
     "recipes",
     "records",
     "published",

@@ -24,7 +24,12 @@ from equipoise.training.build import FOLDER_IMAGE_SIZE, resolve_device, stream_s
 from equipoise.validation import engine_refusals
 
 _FOLDER_CLASSES = 1000
-_STATES = {"sgd": 1, "sgdw": 1, "adamw": 2}  # numbers that an optimizer keeps for each weight
+_STATES = {
+    "sgd": 1,
+    "sgdw": 1,
+    "adam": 2,
+    "adamw": 2,
+}  # numbers that an optimizer keeps for each weight
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,8 @@ def build_optimizer(
     if free:
         groups.append({"params": free, "weight_decay": 0.0})
     rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=rate, weight_decay=decay)
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
     if settings.optimizer == "sgdw":

@@ -161,7 +161,7 @@ def test_a_dense_topology_masks_nothing() -> None:
 
 
 @pytest.mark.parametrize("topology", ["static", "set", "rigl", "set_itop", "rigl_itop"])
-@pytest.mark.parametrize("optimizer", ["sgd", "sgdw", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "sgdw", "adam", "adamw"])
 def test_inactive_weights_and_their_optimizer_state_stay_zero(
     topology: str, optimizer: str
 ) -> None:

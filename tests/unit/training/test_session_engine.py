@@ -453,7 +453,7 @@ def test_no_dense_weight_stays_in_memory(monkeypatch: pytest.MonkeyPatch) -> Non
     assert max(sizes) <= max(largest, *(p.numel() for p in alive), 1)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "sgdw", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "sgdw", "adam", "adamw"])
 def test_decay_of_matrices_is_decay_of_their_active_weights(optimizer: str) -> None:
     changes = CNN | {"optimizer": optimizer, "decay": "matrices", "weight_decay": 0.05}
     sessions = [toy.session(engine=kind, **changes) for kind in ("dense", "sparse")]

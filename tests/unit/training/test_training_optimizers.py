@@ -175,7 +175,13 @@ def small_model() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("sgd", torch.optim.SGD), ("sgdw", SGDW), ("adamw", torch.optim.AdamW)]
+    ("name", "kind"),
+    [
+        ("sgd", torch.optim.SGD),
+        ("sgdw", SGDW),
+        ("adam", torch.optim.Adam),
+        ("adamw", torch.optim.AdamW),
+    ],
 )
 @pytest.mark.parametrize("decay", ["all", "matrices"])
 def test_decay_goes_to_the_groups_that_it_should(name: Any, kind: type, decay: Any) -> None:
