@@ -29,6 +29,11 @@ class Loader(Protocol):
         """Samples in a batch, but perhaps the last."""
         ...  # pragma: no cover
 
+    @property
+    def locked(self) -> bool:
+        """Whether epochs repeat an augmentation."""
+        ...  # pragma: no cover
+
     def __len__(self) -> int: ...  # pragma: no cover
 
     def keys(self, number: int) -> tuple[int, ...]:
