@@ -67,6 +67,7 @@ def print_table(table: Table, console: Console) -> None:
         title_style="bold",
         box=None,
         padding=(0, 2, 0, 0),
+        pad_edge=False,
     )
     for column in _joined(table.columns, table.columns):
         drawn.add_column(_SHORT.get(column, column), no_wrap=True)

@@ -46,10 +46,20 @@ def test_a_demonstration_is_stopped_and_gone_on_with(
     assert not (folder / "demonstration.json").exists()
 
     monkeypatch.setattr(commands, "run_jobs", run_jobs)
+    manifest = folder / "table" / "seed0" / "manifest.json"
+    told = json.loads(manifest.read_text())
+    told["engine"] = {"used": True, "instructions": "avx2"}  # as from where it is used
+    manifest.write_text(json.dumps(told))
     done = call(*words)
     assert (done.code, done.err) == (0, "")
     assert {path: path.stat().st_mtime_ns for path in begun} == begun
     check_files(folder, done.out)
+    mixed = "the avx2 engine ran table."
+    assert f"methods: masks ran plain, {', '.join(NAMES[2:-1])} and longer" in (
+        " ".join(done.out.split())
+    )
+    for name in ("demonstration.html", "demonstration.md", "report.html"):
+        assert mixed in (folder / name).read_text()
 
 
 def check_files(folder: Path, out: str) -> None:

@@ -18,6 +18,7 @@ from equipoise.reports.demonstration import Demonstration, read_demonstration
 from equipoise.reports.demonstration_page import Setting, write_demonstration
 from equipoise.reports.demonstration_words import narrow_tables, verdicts
 from equipoise.reports.extras import require
+from equipoise.reports.manifests import is_mixed, mixed_engines
 from equipoise.reports.reaching import end_of_first_rate
 from equipoise.reports.report import write_report
 from equipoise.settings import Run, changed_settings, with_setting
@@ -70,16 +71,17 @@ def show_correction(chosen: Demonstrating, console: Console, load: Load) -> tupl
     plain = runs[planned[0].member.name]
     probe = probed(base, end_of_first_rate(plain[0].epochs).epoch, folder, console)
     found = read_demonstration([one.member for one in planned], runs, probe)
+    engines = _on_engines(runs)
     machine = describe_machine()
     setting = Setting(
         command=command(chosen),
         settings=", ".join(f"{name} {value}" for name, value in changed_settings(base).items()),
         machine=f"{in_words(machine)}; {workers} runs at a time",
         facts={"machine": machine, "load": {"before": before, "after": load_average()}},
-        notes=notes,
+        notes=[*notes, *engines],
         arms={one.member.name: one.member.what for one in planned},
     )
-    _say(found, planned, console)
+    _say(found, planned, engines, console)
     _write(found, setting, runs, folder, probe, console)
     return folder, True
 
@@ -152,14 +154,28 @@ def _data(chosen: Demonstrating, console: Console, load: Load) -> tuple[Run, lis
     return base, []
 
 
-def _say(found: Demonstration, planned: Sequence[Planned], console: Console) -> None:
-    """Tables and verdict."""
+def _on_engines(runs: Mapping[str, Sequence[RunRecords]]) -> list[str]:
+    """What to know of seconds, if a run that was gone on with here began without the engine."""
+    mixed = mixed_engines(runs)
+    if mixed is None:
+        return []
+    if any(map(is_mixed, runs.values())):
+        mixed = f"{mixed.removesuffix('.')}; --overwrite trains all of them again."
+    return [mixed]
+
+
+def _say(
+    found: Demonstration, planned: Sequence[Planned], notes: Sequence[str], console: Console
+) -> None:
+    """Tables, what must be known of them, and verdict."""
     for table in narrow_tables(found):
         print_table(table, console)
     for one in planned:
         text = f"{one.member.name}: {one.member.what}"
         console.print(text, style="dim", highlight=False, markup=False)
     console.print()
+    for note in notes:
+        console.print(f"Note: {note}", highlight=False, markup=False)
     for sentence in verdicts(found):
         console.print(f"- {sentence}", highlight=False, markup=False)
     console.print()

@@ -15,7 +15,7 @@ from equipoise.reports.arms import (
     group_by_label,
     summarize_arm,
 )
-from equipoise.reports.manifests import device
+from equipoise.reports.manifests import device, mixed_engines
 from equipoise.reports.matching import Cost, MatchedPair, match_pair
 from equipoise.reports.reaching import cost_at_loss
 from equipoise.reports.statistics import (
@@ -117,12 +117,14 @@ class Comparison:
         confidence: Coverage of every interval.
         arms: The baseline first, then the others by name.
         against: One per arm other than the baseline, in the same order.
+        engines: What to know of seconds where runs were trained by different engines, or None.
     """
 
     baseline: str
     confidence: float
     arms: tuple[ArmSummary, ...]
     against: tuple[ArmComparison, ...]
+    engines: str | None = None
 
 
 def compare_runs(
@@ -165,6 +167,7 @@ def compare_runs(
             for label, arm in ordered.items()
             if label != baseline
         ),
+        engines=mixed_engines(ordered),
     )
 
 

@@ -13,11 +13,17 @@ from typing import Any
 
 from equipoise.records import RunRecords, write_atomically
 from equipoise.reports.demonstration import Demonstration
-from equipoise.reports.demonstration_words import demonstration_table, verdicts
+from equipoise.reports.demonstration_words import demonstration_table, page_tables, verdicts
 from equipoise.reports.figures import figure_png
+from equipoise.reports.tables import Table
 
 PAGE = "demonstration.html"
 _TITLE = "Does correction pay here?"
+# Names of arms are never broken, and the tables stand apart.
+_CSS = (
+    'th[scope="row"] { white-space: nowrap; vertical-align: middle; }'
+    "caption { padding-top: 1.5rem; }"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,14 +117,7 @@ def markdown(found: Demonstration, setting: Setting) -> str:
 def page_html(found: Demonstration, setting: Setting, picture: bytes) -> str:
     """The page, with the curves of all arms in it."""
     css = files("equipoise.reports").joinpath("page.css").read_text(encoding="utf-8")
-    table = demonstration_table(found)
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.columns)
-    rows = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>'
-        + "".join(f"<td>{escape(cell).replace(' [', '<br>[')}</td>" for cell in row[1:])
-        + "</tr>"
-        for row in table.rows
-    )
+    tables = "".join(map(_table_html, page_tables(found)))
     warnings = "".join(f'<p class="warning">{escape(note)}</p>' for note in setting.notes)
     encoded = base64.b64encode(picture).decode("ascii")
     arms = "".join(f"<li>{escape(n)}: {escape(what)}</li>" for n, what in setting.arms.items())
@@ -127,19 +126,32 @@ def page_html(found: Demonstration, setting: Setting, picture: bytes) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
         "style-src 'unsafe-inline'; img-src data:\">"
-        f"<title>{_TITLE}</title><style>{css}</style></head><body>"
+        f"<title>{_TITLE}</title><style>{css}{_CSS}</style></head><body>"
         f'<header><h1>{_TITLE}</h1><p class="quiet"><code>{escape(setting.command)}</code>: '
         f"{escape(setting.settings)}; n = {len(found.seeds)} paired seeds. "
         f"{escape(setting.machine)}.</p>{warnings}</header><main>"
         f"<section><h2>Verdict</h2><ul>{_items(verdicts(found))}</ul></section>"
-        f'<section><h2>{escape(table.title)}</h2><div class="scroll"><table><thead><tr>{head}</tr>'
-        f"</thead><tbody>{rows}</tbody></table></div>"
-        + "".join(f'<p class="quiet">{escape(note)}</p>' for note in table.notes)
-        + f"<ul>{arms}</ul></section>"
+        f"<section><h2>Measured</h2>{tables}<ul>{arms}</ul></section>"
         f'<section><h2>Curves</h2><img alt="Test accuracy and training loss of all arms" '
         f'style="width: 100%" src="data:image/png;base64,{encoded}"></section>'
         '<p><a href="report.html">All arms pair by pair, with interactive curves</a></p>'
         "</main></body></html>\n"
+    )
+
+
+def _table_html(table: Table) -> str:
+    """A table, every interval below its mean, and the notes below."""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.columns)
+    rows = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>'
+        + "".join(f"<td>{escape(cell).replace(' [', '<br>[')}</td>" for cell in row[1:])
+        + "</tr>"
+        for row in table.rows
+    )
+    return (
+        f'<div class="scroll"><table><caption>{escape(table.title)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+        + "".join(f'<p class="quiet">{escape(note)}</p>' for note in table.notes)
     )
 
 

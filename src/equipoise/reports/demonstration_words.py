@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from equipoise.reports.demonstration import FIXED_PARTITION, Against, Demonstration, Reading
-from equipoise.reports.numbers import MISSING, effect, magnitude, ratio, spread
+from equipoise.reports.numbers import (
+    MISSING,
+    RATIO_DECIMALS,
+    effect,
+    listed,
+    magnitude,
+    ratio,
+    spread,
+)
 from equipoise.reports.statistics import PairedInterval, Verdict
 from equipoise.reports.tables import Table
 
 FEW = 3  # below so many pairs an interval is too wide to be of use
+# Columns of the whole table: cost and the way to plain's loss; then the rest.
+_PARTS = ((0, 1, 2, 3, 4, 6, 7, 8), (0, 1, 5, 9, 10, 11, 12))
+_WIDEST = (12, 16)  # characters in a line of a cell that leave room for all columns
 
 
 def verdicts(found: Demonstration) -> list[str]:
@@ -74,17 +86,32 @@ def demonstration_table(found: Demonstration) -> Table:
     )
 
 
-def narrow_tables(found: Demonstration) -> list[Table]:
-    """The same in two tables, each narrow enough for a terminal.
+def page_tables(found: Demonstration) -> list[Table]:
+    """The same in two tables, each narrow enough for a window of usual width.
 
     Args:
         found: The measurements.
 
     Returns:
-        Cost and the way to plain's loss; then loss, accuracy and variance.
+        Cost and the way to plain's loss; then variance, loss and accuracy, with the notes.
     """
     whole = demonstration_table(found)
-    parts = ((0, 1, 3, 4, 6, 7, 8), (0, 1, 5, 9, 10, 11, 12))
+    cost, results = (_columns(whole, places) for places in _PARTS)
+    return [
+        replace(cost, title=f"{whole.title}: cost, and the way to plain's loss", notes=()),
+        replace(results, title=f"{whole.title}: variance, loss and accuracy"),
+    ]
+
+
+def narrow_tables(found: Demonstration) -> list[Table]:
+    """The same in two tables, each narrow enough for a terminal of 80 columns.
+
+    Args:
+        found: The measurements.
+
+    Returns:
+        Cost and the way to plain's loss; then variance, loss and accuracy.
+    """
     heads = (
         *("Arm", "n", "Epochs", "Passes", "Seconds", "Left", "Epochs to", "Passes to"),
         *("Seconds to", "Loss", "less plain", "Acc.", "less plain's"),
@@ -94,14 +121,50 @@ def narrow_tables(found: Demonstration) -> list[Table]:
         "ratios",
         f"Variance left (%) and loss at epoch {found.phase}, test accuracy at the end (%)",
     )
+    whole = replace(demonstration_table(found), columns=heads, notes=())
+    parts = ((0, 1, *_PARTS[0][3:]), _PARTS[1])
     return [
-        Table(
-            title=title,
-            columns=tuple(heads[place] for place in places),
-            rows=tuple(tuple(row[place] for place in places) for row in whole.rows),
-        )
-        for title, places in zip(titles, parts, strict=True)
+        _stacked(replace(_columns(whole, places), title=title), widest)
+        for title, places, widest in zip(titles, parts, _WIDEST, strict=True)
     ]
+
+
+def _columns(table: Table, places: Sequence[int]) -> Table:
+    """Some of the columns."""
+    return replace(
+        table,
+        columns=tuple(table.columns[place] for place in places),
+        rows=tuple(tuple(row[place] for place in places) for row in table.rows),
+    )
+
+
+def _stacked(table: Table, widest: int) -> Table:
+    """Every cell in lines as short as its numbers allow."""
+    return replace(
+        table,
+        rows=tuple(
+            (row[0], *("\n".join(_lines(cell, widest)) for cell in row[1:])) for row in table.rows
+        ),
+    )
+
+
+def _lines(cell: str, widest: int) -> list[str]:
+    """A mean, its spread or interval below it, and what is to be said of it.
+
+    Example:
+        >>> _lines("0.80 [0.72, 0.88], never in 1 of 3", 12)
+        ['0.80', '[0.72, 0.88]', 'never 1 of 3']
+        >>> _lines("-0.00021 [-0.00043, +0.00001]", 16)
+        ['-0.00021', '[-0.00043,', '+0.00001]']
+    """
+    marked = cell.replace(", never in ", "\nnever ").replace("never in ", "never ")
+    for mark in ("[", "\u00b1", "("):
+        marked = marked.replace(f" {mark}", f"\n{mark}")
+    short: list[str] = []
+    for line in marked.split("\n"):
+        parts = line if len(line) <= widest else line.replace(", ", ",\n").replace(" of", "\nof")
+        short += parts.split("\n")
+    return short
 
 
 def _row(reading: Reading) -> tuple[str, ...]:
@@ -160,10 +223,14 @@ def _ours(found: Demonstration, reading: Reading) -> Iterable[str]:
 
 def _gain(interval: PairedInterval) -> str:
     """What a ratio of costs says, 1 being the same."""
-    if interval.low is None:
+    if interval.low is None or interval.high is None:
         return "a ratio of one pair, which says nothing about chance"
-    open_ = f"no difference that n = {interval.n} can tell from chance"
-    return {"sooner": "a gain", "later": "a loss", "open": open_}[_settled(interval)]
+    settled = _settled(interval)
+    if settled != "open":
+        return {"sooner": "a gain", "later": "a loss"}[settled]
+    if interval.low <= 1.0 <= interval.high:
+        return f"no difference that n = {interval.n} can tell from chance"
+    return f"no clear {'gain' if interval.high < 1.0 else 'loss'}, since the interval ends at 1.00"
 
 
 def _versus(against: Against) -> str:
@@ -197,12 +264,12 @@ def _controls(found: Demonstration) -> str:
         return "No control reached plain's loss in the same seeds, so nothing is said of seconds."
     ours = found.of_kind("ours")[0].member.name
     parts = [
-        f"{ours} was {side} than {_names(names[side])}"
+        f"{ours} was {side} than {listed(names[side])}"
         for side in ("sooner", "later")
         if names[side]
     ]
     if names["open"]:
-        parts.append(f"n = {len(found.seeds)} cannot tell {ours} from {_names(names['open'])}")
+        parts.append(f"n = {len(found.seeds)} cannot tell {ours} from {listed(names['open'])}")
     sentence = f"In seconds to plain's loss {', '.join(parts)}"
     if names["later"] or names["open"]:
         return f"{sentence}: what is gained over plain, if anything, can be had more simply."
@@ -210,12 +277,12 @@ def _controls(found: Demonstration) -> str:
 
 
 def _settled(interval: PairedInterval) -> str:
-    """Whether a ratio of costs is below 1, above 1, or neither for sure."""
+    """Whether a ratio of costs, as it is printed, is below 1, above 1, or neither for sure."""
     if interval.low is None or interval.high is None:
         return "open"
-    if interval.high < 1.0:
+    if round(interval.high, RATIO_DECIMALS) < 1.0:
         return "sooner"
-    return "later" if interval.low > 1.0 else "open"
+    return "later" if round(interval.low, RATIO_DECIMALS) > 1.0 else "open"
 
 
 def _variances(found: Demonstration) -> Iterable[str]:
@@ -310,8 +377,3 @@ def _percent(reading: Reading) -> str:
     """Mean accuracy."""
     assert reading.accuracy.mean is not None
     return f"{reading.accuracy.mean:.2f}"
-
-
-def _names(names: list[str]) -> str:
-    """A list in words."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from equipoise.records import RunRecords
+from equipoise.reports.numbers import listed
 
 
 def settings(run: RunRecords) -> Mapping[str, Any]:
@@ -41,6 +42,57 @@ def device(run: RunRecords) -> str | None:
     words = [str(value[key]) for key in ("name", "type") if value.get(key)]
     threads = [f"{value['threads']} threads"] if value.get("threads") else []
     return ", ".join([*words, *threads]) or None
+
+
+def engine(run: RunRecords) -> str:
+    """What ran the layers that have masks, in words; masks where a manifest does not say.
+
+    Example:
+        >>> from pathlib import Path
+        >>> used = {"engine": {"used": True, "instructions": "avx512"}}
+        >>> engine(RunRecords(Path("a"), used, [])), engine(RunRecords(Path("b"), {}, []))
+        ('the avx512 engine', 'masks')
+    """
+    found = run.manifest.get("engine")
+    if not isinstance(found, Mapping) or not found.get("used"):
+        return "masks"
+    return f"the {found.get('instructions') or 'sparse'} engine"
+
+
+def mixed_engines(arms: Mapping[str, Sequence[RunRecords]]) -> str | None:
+    """What a reader of seconds must know where not all runs were trained by the same engine.
+
+    Args:
+        arms: Runs by arm.
+
+    Returns:
+        One sentence, with the seeds of an arm that is mixed itself; None where all are alike.
+
+    Example:
+        >>> from pathlib import Path
+        >>> used = {"seed": 1, "engine": {"used": True, "instructions": "avx512"}}
+        >>> runs = [RunRecords(Path("a"), {"seed": 0}, []), RunRecords(Path("b"), used, [])]
+        >>> print(mixed_engines({"set": runs[:1], "rigl": runs}))
+        Seconds compare engines as well as methods: masks ran set and rigl (seed 0), \
+the avx512 engine ran rigl (seed 1).
+    """
+    users: dict[str, list[str]] = {}
+    for label, runs in arms.items():
+        seeds: dict[str, list[str]] = {}
+        for run in runs:
+            seeds.setdefault(engine(run), []).append(str(run.seed))
+        for name, found in seeds.items():
+            which = f" (seed {', '.join(found)})" if len(seeds) > 1 else ""
+            users.setdefault(name, []).append(f"{label}{which}")
+    if len(users) < 2:
+        return None
+    parts = [f"{name} ran {listed(labels)}" for name, labels in users.items()]
+    return f"Seconds compare engines as well as methods: {', '.join(parts)}."
+
+
+def is_mixed(runs: Sequence[RunRecords]) -> bool:
+    """Whether runs of one arm were trained by different engines."""
+    return len(set(map(engine, runs))) > 1
 
 
 def setting_differences(runs: Iterable[RunRecords]) -> dict[str, dict[str, str]]:

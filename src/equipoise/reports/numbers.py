@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from equipoise.reports.statistics import PairedInterval, Spread
 
 MISSING = "-"
 MAX_DECIMALS = 6
+RATIO_DECIMALS = 2
 
 
 def spread(value: Spread, words: Callable[[float], str]) -> str:
@@ -52,8 +53,11 @@ def ratio(interval: PairedInterval) -> str:
     if interval.mean is None:
         return MISSING
     if interval.low is None or interval.high is None:
-        return f"{interval.mean:.2f}"
-    return f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+        return f"{interval.mean:.{RATIO_DECIMALS}f}"
+    mean, low, high = (
+        f"{value:.{RATIO_DECIMALS}f}" for value in (interval.mean, interval.low, interval.high)
+    )
+    return f"{mean} [{low}, {high}]"
 
 
 def magnitude(value: float) -> str:
@@ -66,6 +70,16 @@ def magnitude(value: float) -> str:
 def mib(value: float) -> str:
     """Bytes as MiB."""
     return magnitude(value / 2**20)
+
+
+def listed(names: Sequence[str]) -> str:
+    """A list in words.
+
+    Example:
+        >>> listed(["a"]), listed(["a", "b", "c"])
+        ('a', 'a, b and c')
+    """
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _places(value: float, decimals: int) -> int:

@@ -99,6 +99,8 @@ def _header(
         warnings.append(
             f"Without a completed epoch: {num_empty} of {_count(num_runs, 'run')}, left out."
         )
+    if comparison is not None and comparison.engines is not None:
+        warnings.append(comparison.engines)
     return {
         "title": title,
         "subtitle": f"Equipoise report: {', '.join(counts)}.",

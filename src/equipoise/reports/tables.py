@@ -88,7 +88,8 @@ def comparison_table(comparison: Comparison) -> Table:
 
     Returns:
         Differences as arm minus baseline with their interval, the number of pairs and the
-        verdict. The notes are the verdict sentence of each arm followed by its caveats.
+        verdict. The notes are the verdict sentence of each arm followed by its caveats, and once
+        for all arms whether they were trained by different engines.
     """
     percent = f"{100 * comparison.confidence:g}%"
     return Table(
@@ -111,7 +112,8 @@ def comparison_table(comparison: Comparison) -> Table:
             for arm in comparison.against
             for sentence in (verdict_sentence(arm), *caveats(arm))
         )
-        + tuple(note for arm in comparison.arms for note in completeness(arm)),
+        + tuple(note for arm in comparison.arms for note in completeness(arm))
+        + (() if comparison.engines is None else (comparison.engines,)),
     )
 
 

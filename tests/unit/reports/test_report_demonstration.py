@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from tests.unit.reports.synthetic_runs import record, run
 
 from equipoise.records import RunRecords
@@ -19,7 +22,13 @@ from equipoise.reports.demonstration_page import (
     page_html,
     write_demonstration,
 )
-from equipoise.reports.demonstration_words import demonstration_table, narrow_tables, verdicts
+from equipoise.reports.demonstration_words import (
+    demonstration_table,
+    narrow_tables,
+    page_tables,
+    verdicts,
+)
+from equipoise.showing import print_table
 
 MEMBERS = [
     Member(name="plain", what="plain training", kind="plain"),
@@ -159,6 +168,63 @@ def test_a_loss_that_is_never_reached_is_no_gain() -> None:
         1
     ]
     assert "never in 3 of 3" in row
+
+
+@pytest.mark.parametrize(("speed", "cost"), [(1.003, 1.0), (1.0, 1.004)])
+def test_a_gain_that_rounds_to_none_is_not_called_one(speed: float, cost: float) -> None:
+    """The interval ends at 0.997 or 1.004, which is printed as 1.00."""
+    found = read_demonstration(MEMBERS, arms(table={"speed": speed, "cost": cost}), PROBE)
+    interval = found.readings[1].reached["seconds"].ratio
+    assert interval.low is not None
+    assert interval.high is not None
+    assert not interval.low <= 1.0 <= interval.high
+    text = "\n".join(verdicts(found))
+    word = "gain" if interval.high < 1.0 else "loss"
+    assert f"in seconds no clear {word}, since the interval ends at 1.00." in text
+    assert "in seconds a" not in text.split("agent, as published")[0]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.7, 1.5])
+def test_terminal_tables_fit_80_columns_and_hide_nothing(noise: float) -> None:
+    runs = arms(12, **{name: {"speed": 1.0 + noise} for name in ("table",)})
+    generator = random.Random(0)
+    for name in runs:
+        runs[name] = [
+            RunRecords(
+                run.folder,
+                {**run.manifest, "engine": {"used": True}},
+                [
+                    replace(
+                        r,
+                        train_loss=r.train_loss + noise * generator.random(),
+                        training_seconds=r.training_seconds * (1 + 40 * noise * generator.random()),
+                        test_accuracy=r.test_accuracy * (1 - noise * generator.random() / 2),
+                    )
+                    for r in run.epochs
+                ],
+            )
+            for run in runs[name]
+        ]
+    console = Console(file=io.StringIO(), width=80)
+    tables = narrow_tables(read_demonstration(MEMBERS, runs, PROBE))
+    for table in tables:
+        print_table(table, console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "\u2026" not in shown
+    for table in tables:
+        for row in table.rows:
+            assert all(part in shown for cell in row for part in cell.split("\n"))
+
+
+def test_the_tables_of_the_page_hold_the_whole_one() -> None:
+    found = read_demonstration(MEMBERS, arms(), PROBE)
+    whole, parts = demonstration_table(found), page_tables(found)
+    assert set(whole.columns) == {name for part in parts for name in part.columns}
+    assert {cell for row in whole.rows for cell in row} == {
+        cell for part in parts for row in part.rows for cell in row
+    }
+    assert [note for part in parts for note in part.notes] == list(whole.notes)
 
 
 def test_too_few_seeds_are_said() -> None:

@@ -14,6 +14,7 @@ from equipoise.reports import (
     verdict_sentence,
 )
 from equipoise.reports.numbers import effect, magnitude, ratio, spread
+from equipoise.reports.page import page_html
 from equipoise.reports.statistics import Spread
 
 synthetic = import_module("tests.unit.reports.synthetic_runs")
@@ -134,6 +135,28 @@ def test_different_devices_are_said() -> None:
     assert any("cpu; gpu" in text for text in caveats(compare_runs(runs, "a").against[0]))
     alike = [run("a", 0, [record(1)], device="cpu"), run("b", 0, [record(1)], device="cpu")]
     assert not any("device" in text for text in caveats(compare_runs(alike, "a").against[0]))
+
+
+def test_different_engines_are_said_once() -> None:
+    used = {"used": True, "instructions": "avx2"}
+    runs = [
+        run("a", 0, [record(1)], engine={"used": False}),
+        run("b", 0, [record(1)], engine=used),
+        run("c", 0, [record(1)], engine=used),
+        run("c", 1, [record(1)]),
+    ]
+    notes = "\n".join(comparison_table(compare_runs(runs, "a")).notes)
+    sentence = (
+        "Seconds compare engines as well as methods: masks ran a and c (seed 1), the avx2 engine "
+        "ran b and c (seed 0)."
+    )
+    assert notes.count("engine") == sentence.count("engine")
+    assert sentence in notes
+    pytest.importorskip("jinja2")
+    pytest.importorskip("bokeh")
+    assert sentence in page_html(runs, "a")
+    alike = [run("a", 0, [record(1)]), run("b", 0, [record(1)], engine={"used": False})]
+    assert "engine" not in "\n".join(comparison_table(compare_runs(alike, "a")).notes)
 
 
 def test_the_table_has_a_row_per_arm_and_matching() -> None:
