@@ -23,7 +23,8 @@ from equipoise.records import COMPARISON, FORMAT, EpochRecord, write_atomically
 from equipoise.settings import Run, with_setting
 from equipoise.training.loop import CHECKPOINT, MODEL, TENSORBOARD, train
 from equipoise.training.observers import Observer, TensorBoard, shown_loss
-from equipoise.training.session import Session, makes_refresh_passes
+from equipoise.training.progress import Work
+from equipoise.training.session import Session
 from equipoise.training.signals import StopFlag, held_back, let_through, listening
 from equipoise.validation import engine_refusals
 
@@ -212,23 +213,23 @@ class _Sender:
         self._name = name
         self._news = news
         self._accuracy = "  -  "
-        self._refresh = 0
         self._sent = -1.0
 
     def start(self, session: Session) -> None:
+        self._work = Work(session)
         self._send(session, force=True)
 
     def refreshed(self, session: Session, batch: Batch) -> None:
-        self._refresh += batch.size
+        self._work.refreshed(batch.size)
         self._send(session)
 
     def stepped(self, session: Session, samples: int) -> None:
         del samples
+        self._work.stepped()
         self._send(session)
 
     def recorded(self, session: Session, record: EpochRecord) -> None:
         self._accuracy = f"{100 * record.test_accuracy:5.2f}"
-        self._refresh = 0
         self._send(session, force=True)
 
     def stop(self) -> None:
@@ -236,12 +237,8 @@ class _Sender:
 
     def _send(self, session: Session, *, force: bool = False) -> None:
         """Sends the state at every half per cent of progress."""
-        size = session.loader.num_samples
-        sweeps = 2 if makes_refresh_passes(session) else 1
-        seen = min(size, session.batch * session.loader.batch_size)
-        refresh = size if seen and sweeps == 2 else self._refresh
-        done = (session.epoch + (seen + refresh) / (sweeps * size)) / session.run.loop.epochs
-        done = min(done, 0.999)  # 1 is said once, when the weights are stored
+        # 1 is said once, when the weights are stored.
+        done = min(self._work.done(session) / self._work.total, 0.999)
         if not force and done - self._sent < 0.005:
             return
         self._sent = done

@@ -22,7 +22,8 @@ from equipoise.data import Batch
 from equipoise.engine.fallback import csr_in_words
 from equipoise.engine.network import runs_by_csr
 from equipoise.records import EpochRecord
-from equipoise.training.session import Session, makes_refresh_passes
+from equipoise.training.progress import Work
+from equipoise.training.session import Session
 
 _SECONDS_BETWEEN_UPDATES = 0.2
 
@@ -116,7 +117,7 @@ class Bar:
         self._accuracy = "  -  "
         self._task = TaskID(0)
         self._shown = 0.0
-        self._since = (0.0, 0)
+        self._since, self._samples = 0.0, 0
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -140,34 +141,27 @@ class Bar:
             self._console.print(
                 f"Engine not used: {session.engine_reason}.", highlight=False, soft_wrap=True
             )
-        # A refresh goes over the data as an epoch does, so it moves the bar as well.
-        sweeps = 2 if makes_refresh_passes(session) else 1
-        size = session.loader.num_samples
-        begun = (sweeps - 1) * size + session.batch * session.loader.batch_size
-        done = session.epoch * sweeps * size + (begun if session.batch > 0 else 0)
-        self._task = self._progress.add_task(
-            self._label, total=session.run.loop.epochs * sweeps * size, completed=done, state=""
-        )
-        self._since = (time.perf_counter(), done)
+        self._work = Work(session)
+        self._task = self._progress.add_task(self._label, total=self._work.total, state="")
+        self._progress.update(self._task, completed=self._work.done(session))
+        self._since, self._samples = time.perf_counter(), 0
         self._progress.start()
 
     def refreshed(self, session: Session, batch: Batch) -> None:
         """Moves on by one batch of a refresh."""
-        self._progress.advance(self._task, batch.size)
-        self._show(session, "refresh")
+        self._work.refreshed(batch.size)
+        self._move(session, batch.size, "refresh")
 
     def stepped(self, session: Session, samples: int) -> None:
         """Moves on by one step."""
-        self._progress.advance(self._task, samples)
-        self._show(session, "train")
+        self._work.stepped()
+        self._move(session, samples, "train")
 
     def recorded(self, session: Session, record: EpochRecord) -> None:
         """Shows the accuracy; prints a line where there is no terminal."""
         self._accuracy = f"{100 * record.test_accuracy:5.2f}"
         epochs = session.run.loop.epochs
-        # Refreshes that made no pass still count as done.
-        total = self._progress.tasks[self._task].total or 0.0
-        self._progress.update(self._task, completed=total * record.epoch / epochs)
+        self._progress.update(self._task, completed=self._work.done(session))
         if not self._console.is_terminal:
             self._console.print(
                 f"{self._label}: epoch {record.epoch}/{epochs}, "
@@ -182,14 +176,19 @@ class Bar:
         """Takes the bar away."""
         self._progress.stop()
 
+    def _move(self, session: Session, samples: int, what: str) -> None:
+        """Moves the bar."""
+        self._samples += samples
+        self._progress.update(self._task, completed=self._work.done(session))
+        self._show(session, what)
+
     def _show(self, session: Session, what: str) -> None:
         """Updates the numbers, but not so often that reading them slows the training."""
         now = time.perf_counter()
         if self._progress.disable or now - self._shown < _SECONDS_BETWEEN_UPDATES:
             return
         self._shown = now
-        done = self._progress.tasks[self._task].completed
-        rate = (done - self._since[1]) / max(1e-9, now - self._since[0])
+        rate = self._samples / max(1e-9, now - self._since)
         state = (
             f"{what:<7} {session.epoch + 1:>3}/{session.run.loop.epochs}"
             f"  loss {shown_loss(session)}  acc {self._accuracy} %"

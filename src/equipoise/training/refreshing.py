@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from equipoise.data import Batch, Loader
 from equipoise.data.keyed import keyed_uniform, keyed_words
@@ -40,6 +41,7 @@ class RefreshSchedule:
         self._steps_per_epoch = steps_per_epoch
         self._total = steps_per_epoch * epochs
         self._seed = seed
+        self._counts: list[int] | None = None
 
     def due(self, step: int) -> bool:
         """Whether a refresh comes before this step.
@@ -58,14 +60,43 @@ class RefreshSchedule:
     @property
     def count(self) -> int:
         """Refreshes in the whole training."""
-        if self._settings.refresh_chance is None and self._settings.refresh_steps is None:
-            return -(-(self._total // self._steps_per_epoch) // self._settings.refresh_every)
-        return sum(self.due(step) for step in range(self._total))
+        return self.before(self._total)
+
+    def before(self, step: int) -> int:
+        """Refreshes that are due before earlier steps than this one.
+
+        Args:
+            step: Completed optimizer steps, from 0 to those of the whole training.
+
+        Example:
+            >>> schedule = RefreshSchedule(
+            ...     CorrectionSettings(refresh_every=2), steps_per_epoch=4, epochs=4, seed=0
+            ... )
+            >>> [schedule.before(step) for step in (0, 1, 8, 9, 16)]
+            [0, 1, 1, 2, 2]
+        """
+        settings = self._settings
+        if settings.refresh_chance is not None:
+            return self._so_far()[step]
+        every = settings.refresh_steps or settings.refresh_every * self._steps_per_epoch
+        return -(-step // every)
+
+    def _so_far(self) -> list[int]:
+        """For every step, the coins before it that fell for a refresh."""
+        if self._counts is None:
+            chance = self._settings.refresh_chance or 0.0
+            heads = self._coins(torch.arange(self._total)) < chance
+            heads[:1] = True
+            self._counts = [0, *heads.cumsum(0).tolist()]
+        return self._counts
 
     def _coin(self, step: int) -> float:
         """A number in [0, 1) that belongs to this step."""
-        place = torch.tensor([step])
-        return float(keyed_uniform(place, seed=self._seed, key=0, stream="refresh"))
+        return float(self._coins(torch.tensor([step])))
+
+    def _coins(self, steps: Tensor) -> Tensor:
+        """The same for many steps."""
+        return keyed_uniform(steps, seed=self._seed, key=0, stream="refresh")
 
 
 def replayed_batches(
@@ -107,6 +138,11 @@ def fresh_batches(
     batches = loader.epoch(number, stream="refresh", draw=draw)
     most = loader.num_samples // loader.batch_size if whole else len(loader)
     return itertools.islice(batches, min(most, _batches_for(samples, loader)))
+
+
+def num_refresh_samples(loader: Loader, samples: int | None) -> int:
+    """How many samples a refresh over so many of them sees, since batches are whole."""
+    return min(loader.num_samples, _batches_for(samples, loader) * loader.batch_size)
 
 
 def _batches_for(samples: int | None, loader: Loader) -> int:

@@ -15,10 +15,8 @@ from torch import Tensor
 from equipoise.correction import (
     AgeAdaptive,
     Corrector,
-    GradientCorrector,
     GradientTable,
     LossCovariance,
-    MomentumCorrector,
 )
 from equipoise.data import Batch, Dataset
 from equipoise.data.folder import FolderDataset
@@ -36,7 +34,12 @@ from equipoise.training.flops import Flops, count_flops
 from equipoise.training.meter import Meter
 from equipoise.training.objective import build_objective
 from equipoise.training.optimizers import build_optimizer, rate_factor
-from equipoise.training.refreshing import RefreshSchedule, fresh_batches, replayed_batches
+from equipoise.training.refreshing import (
+    RefreshSchedule,
+    fresh_batches,
+    num_refresh_samples,
+    replayed_batches,
+)
 from equipoise.validation import validate
 
 _STATEFUL = ("model", "optimizer", "corrector", "topology", "scaler", "meter")
@@ -150,6 +153,11 @@ class Session:
             every = partition_epochs_of(self.run) or self.run.loop.epochs
             return self.batch == 0 and self.epoch % every == 0
         return self.schedule.due(self.step)
+
+    @property
+    def num_refresh_samples(self) -> int:
+        """Samples that one refresh goes over, if it makes a pass."""
+        return num_refresh_samples(self.loader, in_effect(self.run.correction).refresh_samples)
 
     @property
     def mean_loss(self) -> float:
@@ -456,11 +464,3 @@ def observed(corrector: Corrector[Batch]) -> dict[str, Any]:
         "old_passes_left_out": coefficient.skipped,
         "by_age": ages,
     }
-
-
-def makes_refresh_passes(session: Session) -> bool:
-    """Whether a refresh of this session goes over the data, for those who show progress."""
-    corrector: object = session.corrector
-    if isinstance(corrector, MomentumCorrector):
-        corrector = corrector.snapshots
-    return isinstance(corrector, GradientCorrector) and not corrector.coefficient.idle

@@ -7,7 +7,9 @@ import os
 import signal
 from collections.abc import Iterator
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import pytest
@@ -15,8 +17,11 @@ import torch
 from rich.console import Console
 
 from equipoise.records import RECORDS, read_records
+from equipoise.settings import CorrectionSettings
+from equipoise.training.arms import _Sender
 from equipoise.training.loop import train
 from equipoise.training.observers import Bar, TensorBoard
+from equipoise.training.refreshing import RefreshSchedule
 from equipoise.training.signals import StopFlag
 
 toy = import_module("tests.unit.training.toy")
@@ -68,22 +73,68 @@ def test_the_bar_ends_full_also_after_a_stop(corrector: str, stop: int, tmp_path
         tmp_path = tmp_path / "again"
     trained(tmp_path, bar, corrector=corrector)
     task = bar._progress.tasks[0]
-    assert task.completed == task.total == 3 * 72 * (1 if corrector == "none" else 2)
+    # A step makes a second pass, a refresh one, and the estimate of AGENT a third of one.
+    passes = {"none": 1, "agent": 2 + 4 / 3, "svrg": 3}[corrector]
+    assert task.completed == task.total == pytest.approx(3 * 72 * passes)
     assert "name" in text(shown)
 
 
-@pytest.mark.parametrize("corrector", ["none", "agent", "svrg"])
-def test_the_bar_never_goes_back_or_beyond_its_end(corrector: str, tmp_path: Path) -> None:
-    bar, seen = Bar(console(terminal=True), "name"), []
+SCHEDULES = [
+    {"corrector": "none"},
+    {"corrector": "agent"},
+    {"corrector": "svrg"},
+    {"corrector": "alpha_svrg"},
+    {"corrector": "table"},
+    {"corrector": "agent_mvr_oracle"},
+    {"corrector": "age", "gate": True},
+    {"corrector": "svrg", "refresh_every": 2},
+    {"corrector": "svrg", "refresh_steps": 2},
+    {"corrector": "svrg", "refresh_steps": 7, "refresh_samples": 20},
+    {"corrector": "svrg", "refresh_chance": 0.4},
+    {"corrector": "svrg", "correction_mode": "cached", "accumulate": 2},
+]
+
+
+@pytest.mark.parametrize("stop", [99, 4])
+@pytest.mark.parametrize("changes", SCHEDULES, ids=lambda c: "-".join(map(str, c.values())))
+def test_the_bars_never_go_back_or_beyond_their_end(
+    changes: dict[str, Any], stop: int, tmp_path: Path
+) -> None:
+    """Of one run and of several; by shares that are those of the passes that are made."""
+    if stop < 99:
+        trained(tmp_path, stop=stop, **changes)
+    bar, news = Bar(console(terminal=True), "name"), Queue[Any]()
+    seen: list[float] = []
 
     class Looker(toy.Watcher):  # type: ignore[name-defined]
+        def refreshed(self, session: Any, batch: Any) -> None:
+            seen.append(bar._progress.tasks[0].completed)
+
         def stepped(self, session: Any, samples: int) -> None:
             seen.append(bar._progress.tasks[0].completed)
 
-    trained(tmp_path, bar, Looker(), corrector=corrector)
+    trained(tmp_path, bar, _Sender("name", news), Looker(), **changes)
+    task = bar._progress.tasks[0]
     assert seen == sorted(seen)
-    assert len(seen) == 15
-    assert max(seen) <= (bar._progress.tasks[0].total or 0)
+    assert seen[-1] <= task.completed == task.total
+    steps = [b - a for a, b in pairwise(seen)]
+    # A whole refresh that makes no pass, and the batch beside it, at the very most.
+    assert max(steps) < (task.total or 0) / 3
+    sent = [news.get().done for _ in range(news.qsize())]
+    assert sent == sorted(sent)
+    assert sent[-1] == 0.999
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"refresh_every": 2}, {"refresh_steps": 3}, {"refresh_steps": 7}, {"refresh_chance": 0.3}],
+)
+def test_refreshes_are_counted_where_they_are_due(changes: dict[str, Any]) -> None:
+    settings = CorrectionSettings(**changes)
+    schedule = RefreshSchedule(settings, steps_per_epoch=5, epochs=4, seed=3)
+    due = [schedule.due(step) for step in range(20)]
+    assert [schedule.before(step) for step in range(21)] == [sum(due[:step]) for step in range(21)]
+    assert schedule.count == sum(due)
 
 
 def test_watching_changes_nothing(tmp_path: Path) -> None:
