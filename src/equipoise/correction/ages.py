@@ -39,8 +39,9 @@ class AgeAdaptive:
 
     If the mean of D over the steps since the refresh is larger than chance allows, the full
     gradient is not that of the batches (another augmentation, an attack, a sub-sample): the
-    squared mismatch :math:`e^2` times the number H of steps since then enters the denominator, in
-    the next interval from its start, or the mean is taken off ("recentre").
+    squared mismatch :math:`e^2` times the number H of steps since then enters the denominator, or
+    the mean is taken off ("recentre"). What enters from the start of an interval is the mean over
+    those before, in which chance cancels.
 
     Args:
         optimizer: Its learning rates make the age; without it every step counts as 1.
@@ -87,6 +88,7 @@ class AgeAdaptive:
     _steps: int = field(default=0, init=False)
     _squares: float = field(default=0.0, init=False)
     _share_before: float = field(default=0.0, init=False)
+    _share_weight: float = field(default=0.0, init=False, repr=False)
     _after_rewiring: int = field(default=0, init=False)
     _value: float = field(default=0.0, init=False)
     _turn: int = field(default=0, init=False)
@@ -142,8 +144,9 @@ class AgeAdaptive:
     def advance(self) -> None:
         """A refresh: the snapshot is new."""
         if self._steps >= _FEWEST:
-            found, variance = self._mismatch()
-            self._share_before = self._steps * found / variance if variance > 0.0 else 0.0
+            # Not only what is clear: a few intervals together tell what none of them does.
+            self._share_weight = self.decay * self._share_weight + 1.0
+            self._share_before += (self._mismatch()[0] - self._share_before) / self._share_weight
         self._squares = 0.0
         self._age = 0.0
         self._steps = 0
@@ -242,6 +245,7 @@ class AgeAdaptive:
             "steps": self._steps,
             "squares": self._squares,
             "share_before": self._share_before,
+            "share_weight": self._share_weight,
             "after_rewiring": self._after_rewiring,
             "value": self._value,
             "turn": self._turn,
@@ -268,6 +272,7 @@ class AgeAdaptive:
         self._steps = int(state["steps"])
         self._squares = float(state["squares"])
         self._share_before = float(state["share_before"])
+        self._share_weight = float(state.get("share_weight", 0.0))
         self._after_rewiring = int(state["after_rewiring"])
         self._value = float(state["value"])
         self._turn = int(state["turn"])
@@ -290,23 +295,25 @@ class AgeAdaptive:
             return True  # too early to say no
         return found.rho_squared > 1.0 - 1.0 / (1.0 + self.old_pass_cost)
 
-    def _mismatch(self) -> tuple[float, float]:
-        """Squared mismatch of the full gradient as far as it is beyond chance, and the variance."""
+    def _mismatch(self) -> tuple[float, bool]:
+        """H e^2 / B of this interval, 0 on average where there is no mismatch, and if it is clear.
+
+        Below 0 where the batches of a whole epoch have no mean of their own.
+        """
         n = self._steps
         if n < _FEWEST:
-            return 0.0, 1.0
+            return 0.0, False
         mean = sum(float(t.double().square().sum()) for t in self._sum.values()) / n**2
         variance = max(0.0, self._squares / n - mean) * n / (n - 1)
-        excess = mean - variance / n
-        return (excess if mean > _CLEAR * variance / n else 0.0), variance
+        share = n * mean / variance - 1.0 if variance > 0.0 else 0.0
+        return share, mean > _CLEAR * variance / n
 
     def _damping(self) -> float:
         """B / (B + H e^2): what is left of the coefficient in view of a mismatch."""
         if self.mismatch != "shrink":
             return 1.0
-        now, variance = self._mismatch()
-        share = self._steps * now / variance if variance > 0.0 else 0.0
-        return 1.0 / (1.0 + max(share, self._share_before))
+        now, is_clear = self._mismatch()
+        return 1.0 / (1.0 + max(now if is_clear else 0.0, self._share_before, 0.0))
 
 
 def _bin(age: float) -> int:

@@ -135,7 +135,11 @@ def correct_watched(
             continue
         parameter, gradient = parameters[name], new.get(name)
         difference = active.twice(name, here(name, shifted))
-        centred = -here(name, full_gradient[name])
+        # The mean of the old gradients as it is known by now; the new ones are near it as well.
+        known = full_gradient[name]
+        if shifted is not raw[name]:
+            known = known + (raw[name] - shifted)
+        centred = -here(name, known)
         if gradient is not None:
             centred = centred + gradient.to(centred.dtype) / scale
         centred = active.twice(name, centred)
