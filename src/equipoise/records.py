@@ -63,6 +63,7 @@ class EpochRecord:
         table_bytes: Of the stored gradients; None without a table.
         old_passes: Steps so far with a second pass, at the snapshot; None where none is gated.
         old_passes_left_out: Steps so far in which it was left out, because it could not pay.
+        refreshes_left_out: So far, because second passes before were of no use.
         by_age: The same by age of the snapshot: age, whether after a rewiring, coefficient, best,
             rho_squared, variance_ratio and samples; None where age has no part.
     """
@@ -104,6 +105,7 @@ class EpochRecord:
     table_bytes: int | None = None
     old_passes: int | None = None
     old_passes_left_out: int | None = None
+    refreshes_left_out: int | None = None
     by_age: list[dict[str, Any]] | None = None
 
 

@@ -18,8 +18,12 @@ from equipoise.points import Named
 _PER_OCTAVE = 4
 _FRESH = -1_000_000  # the bin of the snapshot itself, whose logarithm is that of 0
 _PROBE = 7  # one step in so many looks whether the old pass would pay again
+_RETRY = 2  # the same after refreshes that were left out
+_FEW = 0.1  # of the steps since a refresh; a refresh for the sake of so few cannot pay
 _CLEAR = 9.0  # times what chance would give that a mean is taken for a mismatch
 _FEWEST = 8  # steps before a mean is judged
+_LONGEST_REST = 8  # refreshes that are left out in a row, at most
+_RESTING = ("useful", "useless", "rest", "patience")
 _SUSPICIOUS = 30.0  # times the size of a gradient that something is wrong
 
 
@@ -49,7 +53,9 @@ class AgeAdaptive:
         confidence: Number z of standard errors, at least 0.
         prior: Samples that the network's coefficient counts as in that of a parameter.
         gate: Leave out the old pass at ages where the variance that it removes, at its best, is
-            less than a larger batch of the same cost would remove; one step in 7 looks again.
+            less than a larger batch of the same cost would remove; one step in 7 looks again. If
+            hardly any pass since a refresh was of use, the next refresh is left out as well; the
+            one after that looks again, and if it is of no use either 2 are left out, 4, then 8.
         old_pass_cost: Of the old pass, in plain steps: 1, or 1 / (S + 1) with S attack steps.
         mismatch: What to do about a mismatch: "shrink" the coefficient, or "recentre".
 
@@ -82,6 +88,7 @@ class AgeAdaptive:
     mismatch: Literal["shrink", "recentre"] = "shrink"
     skipped: int = field(default=0, init=False)
     corrected: int = field(default=0, init=False)
+    rested: int = field(default=0, init=False)
     _bins: dict[tuple[int, int], Moments] = field(default_factory=dict, init=False, repr=False)
     _sum: Named = field(default_factory=dict, init=False, repr=False)
     _age: float = field(default=0.0, init=False)
@@ -92,6 +99,10 @@ class AgeAdaptive:
     _after_rewiring: int = field(default=0, init=False)
     _value: float = field(default=0.0, init=False)
     _turn: int = field(default=0, init=False)
+    _useful: int = field(default=0, init=False, repr=False)
+    _useless: int = field(default=0, init=False, repr=False)
+    _rest: int = field(default=0, init=False, repr=False)
+    _patience: int = field(default=0, init=False, repr=False)
     _place: tuple[int, int] = field(default=(0, _FRESH), init=False, repr=False)
     _usual: float = field(default=0.0, init=False, repr=False)
     _warned: bool = field(default=False, init=False, repr=False)
@@ -125,6 +136,7 @@ class AgeAdaptive:
         """The snapshot has become older by one step of the optimizer."""
         del args, kwargs
         self._age += float(optimizer.param_groups[0]["lr"])
+        self.skipped += self.idle
 
     @property
     def needs_losses(self) -> bool:
@@ -138,11 +150,12 @@ class AgeAdaptive:
 
     @property
     def idle(self) -> bool:
-        """Never."""
-        return False
+        """Whether this refresh is left out, because passes since the last were of no use."""
+        return self._rest > 0
 
     def advance(self) -> None:
-        """A refresh: the snapshot is new."""
+        """A refresh: the snapshot is new, unless it is left out."""
+        self._rest_or_not()
         if self._steps >= _FEWEST:
             # Not only what is clear: a few intervals together tell what none of them does.
             self._share_weight = self.decay * self._share_weight + 1.0
@@ -152,6 +165,17 @@ class AgeAdaptive:
         self._steps = 0
         self._after_rewiring = 0
         self._sum = {}
+
+    def _rest_or_not(self) -> None:
+        """Decides whether the refresh that begins is left out; a retry that is of use ends it."""
+        if self._rest:
+            self._rest -= 1
+        elif self.gate and self._useful < _FEW * self._useless:
+            self._rest = self._patience = min(_LONGEST_REST, max(1, 2 * self._patience))
+        elif self._useful:
+            self._patience = 0
+        self._useful = self._useless = 0
+        self.rested += self.idle
 
     def observe(self, current: Tensor, previous: Tensor, sizes: Tensor) -> None:
         """Changes nothing."""
@@ -168,14 +192,19 @@ class AgeAdaptive:
             values = torch.full((num_groups,), self._value, dtype=torch.float64)
         elif known is None:
             values, self._value = torch.zeros(num_groups, dtype=torch.float64), 0.0
+            self._useful += 1  # to learn from
         else:
             damping = self._damping()
             values = known.values() * damping
             found = known.evidence()
             self._value = found.coefficient * damping
-            if self.gate and not self._pays(known, found):
+            pays = self._pays(found)
+            self._useful += pays
+            self._useless += not pays
+            # With fewer samples it is too early to say no.
+            if self.gate and not pays and known.samples >= 2 * _PER_OCTAVE:
                 self._turn += 1
-                if self._turn % _PROBE:
+                if self._turn % (_RETRY if self._patience else _PROBE):
                     self.skipped += 1
                     self._value = 0.0
                     return None
@@ -251,6 +280,8 @@ class AgeAdaptive:
             "turn": self._turn,
             "skipped": self.skipped,
             "corrected": self.corrected,
+            "rest": {name: getattr(self, f"_{name}") for name in _RESTING},
+            "rested": self.rested,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -278,6 +309,9 @@ class AgeAdaptive:
         self._turn = int(state["turn"])
         self.skipped = int(state["skipped"])
         self.corrected = int(state["corrected"])
+        self.rested = int(state.get("rested", 0))
+        for name in _RESTING:
+            setattr(self, f"_{name}", int(state.get("rest", {}).get(name, 0)))
 
     def _known(self, place: tuple[int, int], num_groups: int) -> Moments | None:
         """Evidence about an age: its own, or that of the nearest younger one that has some."""
@@ -289,10 +323,8 @@ class AgeAdaptive:
         )
         return self._bins[younger[-1]] if younger else None
 
-    def _pays(self, known: Moments, found: Evidence) -> bool:
+    def _pays(self, found: Evidence) -> bool:
         """Whether the old pass removes more variance than its cost spent on a larger batch."""
-        if known.samples < 2 * _PER_OCTAVE:
-            return True  # too early to say no
         return found.rho_squared > 1.0 - 1.0 / (1.0 + self.old_pass_cost)
 
     def _mismatch(self) -> tuple[float, bool]:

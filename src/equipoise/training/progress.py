@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from equipoise.correction import GradientCorrector, MomentumCorrector
+from equipoise.correction import AgeAdaptive, GradientCorrector, MomentumCorrector
 from equipoise.published import in_effect
 from equipoise.training.session import Session
 
@@ -82,7 +82,10 @@ def _passes(session: Session) -> tuple[float, float]:
     if isinstance(corrector, MomentumCorrector):
         corrector = corrector.snapshots
         step += 1.0
-    if not isinstance(corrector, GradientCorrector) or corrector.coefficient.idle:
+    if not isinstance(corrector, GradientCorrector):
+        return 0.0, step
+    # One that watches gradients only rests.
+    if corrector.coefficient.idle and not isinstance(corrector.coefficient, AgeAdaptive):
         return 0.0, step
     if in_effect(session.run.correction).correction_mode == "recompute":
         step += 1.0

@@ -462,5 +462,6 @@ def observed(corrector: Corrector[Batch]) -> dict[str, Any]:
         "variance_ratio": mean("variance_ratio"),
         "old_passes": coefficient.corrected,
         "old_passes_left_out": coefficient.skipped,
+        "refreshes_left_out": coefficient.rested,
         "by_age": ages,
     }

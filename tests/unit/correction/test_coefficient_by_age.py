@@ -154,11 +154,12 @@ def test_the_gate_follows_the_break_even_rule_and_looks_again(
     passes = []
     for _ in range(60):
         coefficient.advance()
-        coefficient.plan(1)
-        planned = coefficient.plan(1)
+        assert not coefficient.idle  # since there is an age at which the old pass pays
+        for share in (1.0, 0.9, rho_squared):
+            planned = coefficient.plan(1)
+            if planned is not None:
+                coefficient.watch(share * one, share * one, one, one)
         passes.append(planned is not None)
-        if planned is not None:
-            coefficient.watch(rho_squared * one, rho_squared * one, one, one)
     assert (sum(passes[20:]) < 40) == left_out
     if left_out:
         assert 4 <= sum(passes[20:]) <= 7  # one in seven looks again
@@ -190,6 +191,127 @@ def test_a_gated_step_is_a_plain_step_bit_for_bit() -> None:
             corrector.backward(batch)
         results.append([*gradients(model), *model.buffers(), torch.get_rng_state()])
     assert all(map(torch.equal, *results))
+
+
+def rests(coefficient: AgeAdaptive, pays: list[bool]) -> str:
+    """Refreshes that are made (R) or left out (-), given whether old passes would pay then."""
+    one = torch.ones(1, dtype=torch.float64)
+    found = ""
+    for useful in pays:
+        coefficient.advance()
+        found += "-" if coefficient.idle else "R"
+        if coefficient.idle:
+            continue
+        share = 0.9 if useful else 0.1
+        for _ in range(30):
+            if coefficient.plan(1) is not None:
+                coefficient.watch(share * one, share * one, one, one)
+    return found
+
+
+def test_after_an_interval_of_no_use_refreshes_are_left_out_for_longer_and_longer() -> None:
+    coefficient = AgeAdaptive(gate=True)
+    pattern = rests(coefficient, [False] * 34)
+    early = pattern.index("-")
+    assert early < 5  # as soon as there is some evidence about most ages
+    assert pattern[early:] == "-R--R----R--------R--------R--------"[: len(pattern) - early]
+    assert coefficient.rested == pattern.count("-")
+    assert rests(AgeAdaptive(gate=True), [True] * 30) == "R" * 30
+    assert rests(AgeAdaptive(gate=False), [False] * 30) == "R" * 30
+
+
+def test_a_retry_that_is_of_use_ends_the_rest() -> None:
+    coefficient = AgeAdaptive(gate=True)
+    for _ in range(40):
+        if coefficient.idle:
+            break
+        rests(coefficient, [False])
+    assert rests(coefficient, [False, False, False]) == "R--"
+    later = rests(coefficient, [True] * 30)
+    assert later.endswith("R" * 10)
+    assert coefficient._patience == 0
+    again = rests(coefficient, [False] * 40)
+    assert again.lstrip("R").startswith("-R--R")  # from the start
+
+
+class Declined(AgeAdaptive):
+    """Old passes never pay, once anything is known."""
+
+    def _pays(self, found: Any) -> bool:
+        return False
+
+
+def gated(dropout: float = 0.3) -> tuple[nn.Module, torch.optim.Optimizer, Any]:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Dropout(dropout), nn.Linear(16, 1)
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    coefficient = Declined(optimizer, gate=True)
+    return (
+        model,
+        optimizer,
+        GradientCorrector(model, lambda x: model(x).square().mean(), coefficient),
+    )
+
+
+def gated_steps(parts: Any, first: int, last: int) -> list[int]:
+    """Trains, four steps an epoch; says at which steps a refresh went over the data."""
+    _, optimizer, corrector = parts
+    batches = [torch.randn(16, 8, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    made = []
+
+    def told(step: int) -> Any:
+        made.append(step)
+        yield from batches
+
+    for step in range(first, last):
+        if step % 4 == 0:
+            corrector.refresh(told(step))
+        optimizer.zero_grad()
+        corrector.backward(batches[step % 4])
+        optimizer.step()
+    return made
+
+
+def test_a_refresh_that_is_left_out_makes_no_pass_and_its_steps_are_plain() -> None:
+    parts = gated()
+    made = gated_steps(parts, 0, 80)
+    assert len(made) < 10
+    assert parts[2].coefficient.rested == 20 - len(made)
+    while not parts[2].coefficient.idle:
+        parts[2].refresh([torch.ones(16, 8)])
+    assert parts[2].coefficient_value == 0.0
+    model, _, corrector = parts
+    other = copy.deepcopy(model)
+    batch = torch.randn(16, 8)
+    found = []
+    for net, step in ((model, corrector.backward), (other, None)):
+        net.zero_grad()
+        torch.manual_seed(1)
+        if step is None:
+            torch.autograd.backward(net(batch).square().mean())
+        else:
+            step(batch)
+        found.append([*gradients(net), *net.buffers(), torch.get_rng_state()])
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("stop", range(9, 50, 3))
+def test_a_rest_is_resumed_bit_for_bit(stop: int) -> None:
+    one, two = gated(0.0), gated(0.0)
+    before = gated_steps(one, 0, stop)
+    file = io.BytesIO()
+    torch.save([part.state_dict() for part in one], file)
+    file.seek(0)
+    for part, state in zip(two, torch.load(file, weights_only=True), strict=True):
+        part.load_state_dict(state)
+    after = gated_steps(one, stop, 80)
+    assert gated_steps(two, stop, 80) == after
+    assert len(before + after) < 10
+    assert all(map(torch.equal, one[0].state_dict().values(), two[0].state_dict().values()))
+    assert one[2].coefficient.state_dict().keys() == two[2].coefficient.state_dict().keys()
+    assert one[2].coefficient.rested == two[2].coefficient.rested > 10
 
 
 def mismatched(mismatch: Any, shift: float) -> tuple[float, AgeAdaptive]:

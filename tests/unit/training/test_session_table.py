@@ -14,6 +14,7 @@ from equipoise.records import RECORDS, find_runs, read_records
 from equipoise.reports.corrections import correction_tables
 from equipoise.reports.page import page_html
 from equipoise.training.loop import train
+from equipoise.training.session import observed
 from equipoise.validation import validate
 
 toy = import_module("tests.unit.training.toy")
@@ -115,3 +116,42 @@ def test_compact_and_masked_weights_are_corrected_alike(engine: str) -> None:
 def test_a_partition_of_one_epoch_is_refused() -> None:
     with pytest.raises(ValueError, match="--partition-epochs 1 draws new batches"):
         validate(toy.make_run(corrector="table", partition_epochs=1))
+
+
+def test_what_the_gate_leaves_out_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Property 23: passes are those of the steps, of the old passes and of the refreshes made."""
+    monkeypatch.setattr(AgeAdaptive, "_pays", lambda *arguments: False)
+    images = toy.images(num_train=64)
+    session = toy.session(images, corrector="age", gate=True, epochs=16)
+    run_epochs(session, 16)
+    found = session.corrector.coefficient
+    assert found.rested > 6
+    old, refreshes = found.corrected / 4, 16 - found.rested
+    assert session.meter.data_passes(64) == pytest.approx(16 + old + refreshes)
+    assert found.corrected + found.skipped == 64
+    assert observed(session.corrector)["refreshes_left_out"] == found.rested
+
+
+def test_a_sparse_network_is_sooner_down_with_stored_gradients_or_by_age(tmp_path: Path) -> None:
+    """Property 16: training loss at a quarter of the epochs, in three of three seeds."""
+    images = toy.images(num_train=512, num_test=16)
+    for seed in range(3):
+        losses = {}
+        for corrector in ("none", "age", "table"):
+            run = toy.make_run(
+                corrector=corrector, seed=seed, width=0.25, sparsity=0.9, epochs=8,
+                learning_rate=0.1, topology="rigl",
+            )  # fmt: skip
+            steps = iter(range(2 * 32))
+
+            def two_epochs_are_over(steps: Any = steps) -> bool:
+                return next(steps, None) is None
+
+            outcome = train(
+                run,
+                tmp_path / f"{corrector}{seed}",
+                dataset=images,
+                should_stop=two_epochs_are_over,
+            )
+            losses[corrector] = outcome.records[1].train_loss
+        assert max(losses["age"], losses["table"]) < losses["none"]
