@@ -66,6 +66,8 @@ class Columns:
         self.padding[self.places] = False
         counts = torch.tensor([_blocks(s.size) for s in segments], dtype=torch.int64)
         self.group_of_block = torch.arange(len(segments)).repeat_interleave(counts).to(device)
+        # What a parameter has, and the padding behind it.
+        self._sizes = [n for s in segments for n in (s.size, BLOCK * _blocks(s.size) - s.size)]
         self._offsets: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
     def same_form(self, other: Columns) -> bool:
@@ -79,22 +81,34 @@ class Columns:
         Returns:
             Shape ``(num_padded,)``.
         """
-        flat = torch.zeros(self.num_padded, dtype=dtype, device=self.places.device)
+        device = self.places.device
+        zeros = torch.zeros(BLOCK, dtype=dtype, device=device)
+        parts: list[Tensor] = []
         for segment in self.segments:
             gradient = gradients.get(segment.name)
+            size, padded = segment.size, BLOCK * _blocks(segment.size)
             if gradient is None:
+                parts.append(torch.zeros(padded, dtype=dtype, device=device))
                 continue
-            target = flat[segment.start : segment.start + segment.size]
             if segment.positions is None:
-                target.copy_(gradient.reshape(-1))
+                entries = gradient.reshape(-1)
             else:
                 memory, offsets = self._in_memory(segment, gradient)
-                target.copy_(memory.index_select(0, offsets))
-        return flat
+                entries = memory.index_select(0, offsets)
+            parts.append(entries if entries.dtype == dtype else entries.to(dtype))
+            if padded > size:
+                parts.append(zeros[: padded - size])
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=dtype, device=device)
 
-    def scatter_(self, segment: Segment, gradient: Tensor, vector: Tensor) -> None:
-        """Writes the entries of one parameter into its gradient; the others stay as they are."""
-        entries = vector[segment.start : segment.start + segment.size].to(gradient.dtype)
+    def scatter_(self, segment: Segment, gradient: Tensor, entries: Tensor) -> None:
+        """Writes the entries of one parameter into its gradient; the others stay as they are.
+
+        Args:
+            segment: Of the parameter.
+            gradient: Its gradient; overwritten where it is active.
+            entries: From `split`.
+        """
+        entries = entries.to(gradient.dtype)
         if segment.positions is None:
             gradient.copy_(entries.view(gradient.shape))
             return
@@ -102,6 +116,10 @@ class Columns:
         memory.scatter_(0, offsets, entries)
         if memory.data_ptr() != gradient.data_ptr():
             gradient.copy_(memory.view(gradient.shape))
+
+    def split(self, vector: Tensor) -> tuple[Tensor, ...]:
+        """The entries of every parameter in a vector, as views of it."""
+        return tuple(torch.split_with_sizes(vector, self._sizes)[::2])
 
     def _in_memory(self, segment: Segment, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """A gradient flat, in the order of its memory where it can be, and the places in that."""
@@ -118,9 +136,17 @@ class Columns:
         return gradient.permute(0, 2, 3, 1).reshape(-1), self._offsets[key]
 
     def group_sums(self, blocks: Tensor) -> Tensor:
-        """Sums of numbers by block over every parameter, float64, shape ``(num_segments,)``."""
-        sums = torch.zeros(len(self.segments), dtype=torch.float64, device=blocks.device)
-        return sums.index_add_(0, self.group_of_block, blocks.double())
+        """Sums of numbers by block over every parameter.
+
+        Args:
+            blocks: Shape ``(k, num_blocks)``.
+
+        Returns:
+            float64, shape ``(k, num_segments)``.
+        """
+        shape = len(blocks), len(self.segments)
+        sums = torch.zeros(shape, dtype=torch.float64, device=blocks.device)
+        return sums.index_add_(1, self.group_of_block, blocks.double())
 
 
 def columns_of(model: nn.Module, masks: Mapping[str, Tensor]) -> Columns:

@@ -112,9 +112,14 @@ class Ledger:
         self._youngest = self._version
         self._sums.zero_()
 
-    def follow(self) -> Columns:
-        """The columns of the model as it is now; after a rewiring, all that depends on them."""
-        now: list[object] = [*trainable(self._model).values()]
+    def follow(self, parameters: Mapping[str, nn.Parameter] | None = None) -> Columns:
+        """The columns of the model as it is now; after a rewiring, all that depends on them.
+
+        Args:
+            parameters: Those of the model that can be trained, where the caller has them.
+        """
+        known = trainable(self._model) if parameters is None else parameters
+        now: list[object] = [*known.values()]
         masks = {} if self._masks is None else self._masks.masks
         now += [*masks.values(), *positions_of(self._model).values()]
         same = len(now) == len(self._seen) and all(map(_is, now, self._seen))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -223,7 +224,7 @@ class GradientTable(Generic[AnyBatch]):
     @torch.no_grad()
     def _correct(self, parameters: Mapping[str, nn.Parameter], key: Key, scale: float) -> None:
         """Corrects the gradients that have just arrived, then stores them uncorrected."""
-        columns = self._ledger.follow()
+        columns = self._ledger.follow(parameters)
         gradients = {n: p.grad for n, p in parameters.items() if p.grad is not None}
         new = self._ledger.gather(gradients)
         if scale != 1.0:
@@ -232,19 +233,18 @@ class GradientTable(Generic[AnyBatch]):
             self.moments = Moments(len(columns.segments), new.device)
         mean = self._ledger.mean()
         deviation = new - mean
-        spread = columns.group_sums(_by_block(deviation, deviation))
-        if not bool(torch.isfinite(spread.sum())):
-            return
         stored = self._ledger.read(key)
         difference = None if stored is None else self._ledger.difference(stored, mean)
+        products = [_by_block(deviation, deviation)]
+        if difference is not None:
+            products += [_by_block(deviation, difference), _by_block(difference, difference)]
+        sums = columns.group_sums(torch.stack(products))
+        spread, usual = sums[0], self.moments.spread
+        if not math.isfinite(sum(spread.tolist())):
+            return
         if difference is not None:
             self._apply_(parameters, new, difference, scale)
-            a = columns.group_sums(_by_block(deviation, difference))
-            b = columns.group_sums(_by_block(difference, difference))
-            usual = self.moments.spread
-            self.moments.observe(a, b, spread)
-        else:
-            usual = self.moments.spread
+            self.moments.observe(sums[1], sums[2], spread)
         self._ledger.store(key, self._held_back(new, deviation, spread, usual), stored)
 
     def _apply_(
@@ -269,8 +269,8 @@ class GradientTable(Generic[AnyBatch]):
         )
         if scale != 1.0:
             corrected.mul_(scale)
-        flat = corrected.view(-1)
-        for segment, c in zip(columns.segments, used, strict=True):
+        parts = columns.split(corrected.view(-1))
+        for segment, c, entries in zip(columns.segments, used, parts, strict=True):
             if c == 0.0 or segment.size == 0:
                 continue
             parameter = parameters[segment.name]
@@ -278,7 +278,7 @@ class GradientTable(Generic[AnyBatch]):
                 if not bool(difference[segment.start : segment.start + segment.size].any()):
                     continue
                 parameter.grad = torch.zeros_like(parameter)
-            columns.scatter_(segment, parameter.grad, flat)
+            columns.scatter_(segment, parameter.grad, entries)
 
     def _held_back(
         self, new: Tensor, deviation: Tensor, spread: Tensor, usual: Tensor | None
@@ -286,11 +286,12 @@ class GradientTable(Generic[AnyBatch]):
         """What is stored of a gradient: all of it, unless it is far larger than those before."""
         if usual is None:
             return new
-        allowed = _LARGEST**2 * usual
         # With a usual deviation of 0 there is nothing to compare with.
-        over = (spread > allowed) & (usual > 0.0)
-        if not bool(over.any()):
+        pairs = zip(spread.tolist(), usual.tolist(), strict=True)
+        if not any(now > _LARGEST**2 * before > 0.0 for now, before in pairs):
             return new
+        allowed = _LARGEST**2 * usual
+        over = (spread > allowed) & (usual > 0.0)
         worst = float((spread / usual.clamp_min(1e-300))[over].max()) ** 0.5
         if worst > _SUSPICIOUS and not self._warned:
             self._warned = True

@@ -305,7 +305,7 @@ def test_a_far_too_large_gradient_is_held_back_with_one_warning() -> None:
     stored = table._ledger.read(0)
     assert stored is not None
     columns = table._ledger.columns
-    size = columns.group_sums((stored.vector**2).view(-1, 64).sum(1)).sqrt().sum()
+    size = columns.group_sums((stored.vector**2).view(1, -1, 64).sum(2)).sqrt().sum()
     new = sum(float(g.norm()) for g in gradients(model).values())
     assert float(size) < 0.2 * new
     table.backward(batches[1], 1)  # the second time without a warning
