@@ -191,7 +191,7 @@ class GradientCorrector(Generic[AnyBatch]):
         """
         point = {name: p.detach() for name, p in trainable(self.model).items()}
         before = self.coefficient.state_dict()
-        self._drop_stored()
+        self.drop_stored()
         try:
             self.coefficient.advance()
             if self.coefficient.idle:
@@ -210,7 +210,7 @@ class GradientCorrector(Generic[AnyBatch]):
                 self._active.take_snapshot()
         except BaseException:  # an interrupted refresh can be repeated
             self.coefficient.load_state_dict(before)
-            self._drop_stored()  # some may be of a snapshot that was not taken
+            self.drop_stored()  # some may be of a snapshot that was not taken
             raise
         self.num_refreshes += 1
         self._steps_without_refresh = 0
@@ -284,6 +284,15 @@ class GradientCorrector(Generic[AnyBatch]):
                 old = self._old_gradient(loss, state, scale) if stored is None else stored
                 self._add_correction(old, coefficient, scale)
 
+    def drop_stored(self) -> None:
+        """Empties the cache, if there is one; a batch that comes after all takes a second pass.
+
+        Where every epoch begins with a refresh, call it at the end of an epoch: the state is
+        smaller then.
+        """
+        if self.cache is not None:
+            self.cache.clear()
+
     def state_dict(self) -> dict[str, Any]:
         """Snapshot with its positions, full gradient, coefficient; plain tensors and numbers.
 
@@ -329,7 +338,7 @@ class GradientCorrector(Generic[AnyBatch]):
             {name: t.to(parameters[name].device).clone() for name, t in saved[part].items()}
             for part in ("snapshot", "full_gradient", "positions", "packing", "leftover")
         )
-        self._drop_stored()
+        self.drop_stored()
         if self.cache is not None and saved["cache"] is not None:
             self.cache.load_state_dict(saved["cache"])
         self._active.load_state_dict(state)
@@ -446,11 +455,6 @@ class GradientCorrector(Generic[AnyBatch]):
         device = device_of(self.model)
         moved = {name: tensor.to(device) for name, tensor in stored.items()}
         return moved if scale == 1.0 else {n: tensor * scale for n, tensor in moved.items()}
-
-    def _drop_stored(self) -> None:
-        """Empties the cache; what is asked of it then takes a pass."""
-        if self.cache is not None:
-            self.cache.clear()
 
     def _keep_leftover(self, scale: float) -> None:
         """Keeps the new gradient as it is before it is corrected."""

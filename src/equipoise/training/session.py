@@ -15,6 +15,7 @@ from torch import Tensor
 from equipoise.correction import (
     AgeAdaptive,
     Corrector,
+    GradientCorrector,
     GradientTable,
     LossCovariance,
 )
@@ -252,6 +253,7 @@ class Session:
                 validation = None if images.validation is None else self._score(images.validation)
             POOL.release()
         record = self._record(test, validation)
+        self._drop_stored()
         self.epoch += 1
         self.batch = 0
         self._loss_sum.zero_()
@@ -296,6 +298,12 @@ class Session:
                 f"the checkpoint does not fit this run ({reason}); "
                 "resume it with the settings that it was started with."
             ) from error
+
+    def _drop_stored(self) -> None:
+        """Lets go of gradients that a refresh stored for the epoch that is over."""
+        snapshots = getattr(self.corrector, "snapshots", self.corrector)
+        if isinstance(snapshots, GradientCorrector):
+            snapshots.drop_stored()
 
     def _prepared(self, batch: Batch) -> Batch:
         """The batch that both gradients will see, attacked in the precision of the run."""

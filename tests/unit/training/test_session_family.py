@@ -73,6 +73,28 @@ def test_cached_mode_is_recompute_mode_to_the_bit(
     assert ends[1][2].data_passes < ends[0][2].data_passes
 
 
+@pytest.mark.parametrize(("corrector", "first"), [("svrg", 5), ("agent_mvr_oracle", 0)])
+def test_only_in_the_middle_of_an_epoch_does_a_state_hold_stored_gradients(
+    corrector: str, first: int
+) -> None:
+    """The first refresh of AGENT makes no pass."""
+    session = toy.session(corrector=corrector, correction_mode="cached")
+
+    def rows() -> int:
+        state = session.state_dict()["corrector"]
+        return len(state.get("snapshots", state)["cache"]["rows"])
+
+    found = []
+    for _ in range(2):
+        session.refresh(session.refresh_batches())
+        for group in session.batches():
+            session.train_step(group)
+        found.append(rows())
+        session.finish_epoch()
+        found.append(rows())
+    assert found == [first, 0, 5, 0]
+
+
 def test_without_a_folder_stored_gradients_stay_in_memory() -> None:
     session = toy.session(corrector="svrg", correction_mode="cached", cache="disk")
     toy.begin_epoch(session)
