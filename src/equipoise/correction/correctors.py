@@ -285,11 +285,7 @@ class GradientCorrector(Generic[AnyBatch]):
                 self._add_correction(old, coefficient, scale)
 
     def drop_stored(self) -> None:
-        """Empties the cache, if there is one; a batch that comes after all takes a second pass.
-
-        Where every epoch begins with a refresh, call it at the end of an epoch: the state is
-        smaller then.
-        """
+        """Empties the cache, so that the state is smaller; meant for just before a refresh."""
         if self.cache is not None:
             self.cache.clear()
 
