@@ -22,7 +22,8 @@ REDUCTIONS: Mapping[Scale, tuple[str, ...]] = {
     ),
     "cpu": (
         "the first 5,120 training and 2,000 test images",
-        "a quarter of the channels; half of them for BSR-Net, which stays at 26 % accuracy with fewer",
+        "a quarter of the channels; half of them for BSR-Net, which stays at 26 % accuracy with "
+        "fewer",
         "12 epochs of 80 steps of 64 images, for 100 to 250 epochs of 352 steps and more of 128; "
         "milestones and rewirings at the same shares of training",
         "2 steps of attack in adversarial training for 10, and 20 steps with 2 restarts on 500 "
