@@ -26,7 +26,8 @@ class Kernels(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Compiles and links the library where the package expects it."""
-        files = {name: [] for name in ("portable.cpp", "lists.cpp", "library.cpp", "parallel.cpp")}
+        names = ("portable.cpp", "lists.cpp", "updates.cpp", "library.cpp", "parallel.cpp")
+        files = {name: [] for name in names}
         if platform.machine().lower() in ("x86_64", "amd64"):
             files |= X86
         objects = []

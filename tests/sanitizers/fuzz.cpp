@@ -12,6 +12,7 @@
 
 #include "kernels.h"
 #include "lists.cpp"
+#include "updates.cpp"
 
 extern "C" const EqKernels* eq_kernels(const char* name);
 
@@ -202,13 +203,11 @@ struct List {
   EqList list;
 };
 
-List make(const Case& c, const Tiling& tiling, bool transposed, const int64_t* phase,
-          const EqMaps& read, const int64_t* read_size, const int64_t* written_size,
-          int64_t place_lines) {
+EqListRequest request_of(const Case& c, const Tiling& tiling, bool transposed, const int64_t* phase,
+                         const EqMaps& read, const int64_t* read_size, const int64_t* written_size,
+                         int64_t place_lines) {
   const EqGeometry& g = c.g;
-  int64_t rows = transposed ? c.channels() : g.out_channels;
   const int64_t channels = transposed ? g.out_channels : c.channels();
-  if (c.wide) rows *= written_size[0] * written_size[1];
   EqListRequest q{};
   q.transposed = transposed;
   q.expanded = c.wide;
@@ -223,6 +222,18 @@ List make(const Case& c, const Tiling& tiling, bool transposed, const int64_t* p
     q.read[d] = read_size[d];
     q.written[d] = written_size[d];
   }
+  return q;
+}
+
+List make(const Case& c, const Tiling& tiling, bool transposed, const int64_t* phase,
+          const EqMaps& read, const int64_t* read_size, const int64_t* written_size,
+          int64_t place_lines) {
+  const EqGeometry& g = c.g;
+  int64_t rows = transposed ? c.channels() : g.out_channels;
+  const int64_t channels = transposed ? g.out_channels : c.channels();
+  if (c.wide) rows *= written_size[0] * written_size[1];
+  const EqListRequest q =
+      request_of(c, tiling, transposed, phase, read, read_size, written_size, place_lines);
   const int64_t blocks = (channels + q.block - 1) / q.block;
   const int64_t groups = (rows + q.group - 1) / q.group;
   List made;
@@ -249,6 +260,54 @@ List make(const Case& c, const Tiling& tiling, bool transposed, const int64_t* p
                made.sources.data(), groups,            blocks,               q.taps,
                entries,             weights,           q.group,              place_lines};
   return made;
+}
+
+// The same list by an update of one of other positions: some of these and some that are none.
+void check_update(const Case& c, const Tiling& tiling, bool transposed, const int64_t* phase,
+                  const EqMaps& read, const int64_t* read_size, const int64_t* written_size,
+                  int64_t place_lines, const List& made) {
+  if (c.samples == 0) return;  // strides of nothing are zero, so all entries would read one place
+  const EqGeometry& g = c.g;
+  const int64_t weights = g.out_channels * g.in_channels * g.kernel[0] * g.kernel[1];
+  Case before = c;
+  before.positions.clear();
+  // Drawn from what the case is, so that it stays one that can be repeated.
+  uint64_t state = static_cast<uint64_t>(c.positions.size()) * 0x9E3779B97F4A7C15ull + weights;
+  size_t next = 0;
+  for (int64_t p = 0; p < weights; ++p) {
+    const bool is_now = next < c.positions.size() && c.positions[next] == p;
+    next += is_now;
+    state = state * 6364136223846793005ull + 1442695040888963407ull;
+    const bool changes = (state >> 40) % 5 == 0 && (is_now || before.positions.size() < 4000);
+    if (is_now != changes) before.positions.push_back(p);
+  }
+  List old = make(before, tiling, transposed, phase, read, read_size, written_size, place_lines);
+  const int64_t count = static_cast<int64_t>(c.positions.size());
+  std::vector<int32_t> places(before.positions.size()), added_places(c.positions.size());
+  std::vector<int64_t> added(c.positions.size());
+  const int64_t number = eq_compare(before.positions.data(), before.positions.size(),
+                                    c.positions.data(), count, places.data(), added.data(),
+                                    added_places.data());
+  const int64_t reached = c.wide ? written_size[0] * written_size[1] : 1;
+  const int64_t width = tiling.group == 4 ? 4 : 1;
+  List now;
+  now.starts.resize(old.starts.size());
+  now.slots.resize(old.slots.size());
+  now.offsets.resize(old.offsets.size() + static_cast<size_t>(number * reached));
+  now.sources.resize(old.sources.size() + static_cast<size_t>(number * reached * width));
+  const EqListRequest q = request_of(c, tiling, transposed, phase, read, read_size, written_size,
+                                     place_lines);
+  const int64_t entries = eq_update_list(
+      &g, &q, &old.list, places.data(), added.data(), added_places.data(), number,
+      now.starts.data(), now.slots.data(), now.offsets.data(), now.sources.data());
+  if (entries != made.list.entries) fail(c, "any", "the number of entries of an update");
+  now.offsets.resize(made.offsets.size());
+  now.sources.resize(made.sources.size());
+  const bool slots = tiling.group != 2 || now.slots == made.slots;
+  if (now.starts != made.starts || !slots || now.offsets != made.offsets ||
+      now.sources != made.sources) {
+    fail(c, "any", "an update");
+  }
 }
 
 EqGrid grid_of(const Case& c, const Maps& read, const Maps& written, const int64_t* step,
@@ -366,6 +425,7 @@ void check(const Case& c, const char* name, const EqKernels& kernels,
   const int64_t lines = c.wide ? (c.blocks() > 0 ? c.blocks() : 1) : 1;
   const Tiling& t = c.tilings[0];
   List forward = make(c, t, false, kZeros, xs.maps, c.size, c.out, lines);
+  check_update(c, t, false, kZeros, xs.maps, c.size, c.out, lines, forward);
   Maps y(c.samples, g.out_channels, c.out[0], c.out[1], c.border_extra, c.wide);
   const int64_t positions = c.wide ? c.out[0] * c.out[1] : 1;
   EqGrid grid =
@@ -379,6 +439,7 @@ void check(const Case& c, const char* name, const EqKernels& kernels,
   const Tiling& u = c.tilings[1];
   if (c.wide) {
     List list = make(c, u, true, kZeros, dys.maps, c.out, c.size, lines);
+    check_update(c, u, true, kZeros, dys.maps, c.out, c.size, lines, list);
     grid = grid_of(c, dys, dx, kOnes, kOnes, u, 0, 0, c.channels() * c.size[0] * c.size[1]);
     kernels.apply(&list.list, &grid, values.data(), dys.maps.data, dx.maps.data);
   } else {
@@ -386,6 +447,7 @@ void check(const Case& c, const char* name, const EqKernels& kernels,
       for (int64_t b = 0; b < g.stride[1] && b < c.size[1]; ++b) {
         const int64_t phase[2] = {a, b};
         List list = make(c, u, true, phase, dys.maps, c.out, c.size, 1);
+        check_update(c, u, true, phase, dys.maps, c.out, c.size, 1, list);
         grid = grid_of(c, dys, dx, kOnes, g.stride, u, (c.size[0] - a + g.stride[0] - 1) / g.stride[0],
                        (c.size[1] - b + g.stride[1] - 1) / g.stride[1], c.channels());
         kernels.apply(&list.list, &grid, values.data(), dys.maps.data,

@@ -11,13 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equipoise.engine.library import (
-    GeometryArgument,
-    GridArgument,
-    ListArgument,
-    RequestArgument,
-    kernels,
-)
+from equipoise.engine.library import GeometryArgument, GridArgument, kernels
+from equipoise.engine.lists import Former, SparseList, make_list, updated_list
 from equipoise.engine.maps import LANES, Form, Maps, new_maps, num_threads
 
 Pair = tuple[int, int]
@@ -113,95 +108,6 @@ class Way:
 
 
 @dataclass(frozen=True)
-class SparseList:
-    """A list of the kernels and the arrays that it points to."""
-
-    starts: Tensor
-    slots: Tensor
-    tap_rows: Tensor
-    offsets: Tensor
-    sources: Tensor
-    last_row: int
-    blocks: int
-    group: int
-
-    def argument(self, scale: int) -> Any:
-        """For the kernels; `scale` multiplies the offsets."""
-        return byref(
-            ListArgument(
-                self.starts.data_ptr(),
-                self.slots.data_ptr(),
-                self.tap_rows.data_ptr(),
-                self.offsets.data_ptr(),
-                self.sources.data_ptr(),
-                -(-self.last_row // self.group),
-                self.blocks,
-                self.tap_rows.numel(),
-                self.offsets.numel(),
-                self.sources.numel(),
-                self.group,
-                scale,
-            )
-        )
-
-
-def make_list(
-    geometry: Geometry,
-    positions: Tensor,
-    strides: tuple[int, int, int],
-    tiling: Tiling,
-    *,
-    transposed: bool = False,
-    phase: Pair = (0, 0),
-    maps: tuple[Pair, Pair] | None = None,
-) -> SparseList:
-    """A list over the active weights at `positions`.
-
-    Args:
-        geometry: The convolution.
-        positions: Ascending flat positions in the logical weight, int64.
-        strides: Of channel, row and column of the maps that are read.
-        tiling: How it is cut.
-        transposed: Whether it reads the output's gradient.
-        phase: For transposed lists, which rows and columns of the input it writes.
-        maps: Sizes of the read and the written maps; then the list has a row for every position.
-    """
-    rows = geometry.in_channels if transposed else geometry.out_channels
-    channels = geometry.out_channels if transposed else geometry.in_channels
-    read, written = maps if maps is not None else ((0, 0), (0, 0))
-    rows *= written[0] * written[1] if maps is not None else 1
-    block = min(tiling.block, channels) or channels
-    blocks, groups = -(-channels // block), -(-rows // tiling.group)
-    taps = 1 if maps is not None else geometry.kernel[0]
-    request = RequestArgument(
-        *(int(transposed), int(maps is not None), (c_int64 * 2)(*phase), block, tiling.group, taps),
-        *(*strides, (c_int64 * 2)(*read), (c_int64 * 2)(*written)),
-    )
-    library, shape = kernels(), geometry.argument()
-    parts = 3 if tiling.group == 2 else 1
-    starts, slots = torch.empty(2, blocks * groups * parts * taps + 1, dtype=torch.int32)
-    tap_rows = torch.empty(taps, dtype=torch.int32)
-    # As many entries as there can be: what one weight reaches is one position, or all of a map.
-    most = positions.numel() * (written[0] * written[1] if maps is not None else 1)
-    offsets = torch.empty(most, dtype=torch.int32)
-    # Four rows that share an entry have a weight each; of two, only those that have one.
-    width = tiling.group if tiling.group > 2 else 1
-    sources = torch.empty(most * width, dtype=torch.int32)
-    entries = library.make_list(
-        *(shape, byref(request), positions.data_ptr(), positions.numel(), groups, blocks),
-        *(starts.data_ptr(), slots.data_ptr(), tap_rows.data_ptr()),
-        *(offsets.data_ptr(), sources.data_ptr()),
-    )
-    if entries < 0:
-        raise MemoryError("there is not enough memory for the index of a sparse layer.")
-    weights = int(slots[-1]) if tiling.group == 2 else entries * width
-    offsets, sources = offsets[:entries], sources[:weights]
-    if 2 * entries < most:
-        offsets, sources = offsets.clone(), sources.clone()
-    return SparseList(starts, slots, tap_rows, offsets, sources, rows, blocks, tiling.group)
-
-
-@dataclass(frozen=True)
 class _Phase:
     """Input positions that a strided convolution reaches with the same weights."""
 
@@ -222,6 +128,7 @@ class Plan:
         columns: Their width.
         border: Of the input maps.
         gradient_border: Of the gradients of the output maps.
+        former: Lists of a plan that differs in its positions only, to make the lists from.
     """
 
     geometry: Geometry
@@ -231,6 +138,8 @@ class Plan:
     columns: int
     border: int
     gradient_border: int
+    former: Former | None = None
+    made: dict[str, SparseList] = field(init=False, default_factory=dict)
     out: Pair = field(init=False)
 
     def __post_init__(self) -> None:
@@ -250,7 +159,7 @@ class Plan:
     @cached_property
     def forward_list(self) -> SparseList:
         """Reads the input."""
-        return self._list(self.way.forward, self.border, (self.rows, self.columns))
+        return self._list("forward", self.way.forward, self.border, (self.rows, self.columns))
 
     @cached_property
     def weight_list(self) -> SparseList:
@@ -259,14 +168,14 @@ class Plan:
         # Tiles are chosen when a list is used; only what cuts it makes another list.
         if (forward.block, forward.group) == (weight.block, weight.group):
             return self.forward_list
-        return self._list(self.way.weight, self.border, (self.rows, self.columns))
+        return self._list("weight", self.way.weight, self.border, (self.rows, self.columns))
 
     @cached_property
     def phases(self) -> list[_Phase]:
         """Read the gradient of the output, and write that of the input."""
         size = (self.rows, self.columns)
         if self.way.wide:
-            entries = self._list(self.way.input, 0, self.out, transposed=True)
+            entries = self._list("input", self.way.input, 0, self.out, transposed=True)
             return [_Phase((0, 0), size, entries)]
         found = []
         for phase in product(*(range(s) for s in self.geometry.stride)):
@@ -277,13 +186,16 @@ class Plan:
             if min(part) <= 0:
                 continue
             entries = self._list(
-                self.way.input, self.gradient_border, self.out, transposed=True, phase=phase
+                *(f"input {phase}", self.way.input, self.gradient_border, self.out),
+                transposed=True,
+                phase=phase,
             )
             found.append(_Phase((phase[0], phase[1]), (part[0], part[1]), entries))
         return found
 
     def _list(
         self,
+        name: str,
         tiling: Tiling,
         border: int,
         read: Pair,
@@ -291,19 +203,21 @@ class Plan:
         transposed: bool = False,
         phase: Any = (0, 0),
     ) -> SparseList:
-        if self.way.wide:
-            written = (self.rows, self.columns) if transposed else self.out
-            strides = (read[0] * read[1] * LANES, read[1] * LANES, LANES)
-            return make_list(
-                *(self.geometry, self.positions, strides, tiling),
-                transposed=transposed,
-                maps=(read, written),
-            )
+        """Makes a list, from the one of the former plan with this name if there is one."""
         row = (read[1] + 2 * border) * LANES
         strides = ((read[0] + 2 * border) * row, row, LANES)
-        return make_list(
-            *(self.geometry, self.positions, strides, tiling), transposed=transposed, phase=phase
-        )
+        maps = None
+        if self.way.wide:
+            written = (self.rows, self.columns) if transposed else self.out
+            maps = read, written
+        options: Any = {"transposed": transposed, "phase": phase, "maps": maps}
+        known = None if self.former is None else self.former.take(name, self.positions)
+        if known is None:
+            made = make_list(self.geometry, self.positions, strides, tiling, **options)
+        else:
+            made = updated_list(*known, self.geometry, self.positions, strides, tiling, **options)
+        self.made[name] = made
+        return made
 
 
 def convolve(plan: Plan, values: Tensor, x: Maps, border: int) -> Maps:

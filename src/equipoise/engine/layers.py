@@ -13,6 +13,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from equipoise.engine.convolution import Geometry, Plan, Tiling, Way
 from equipoise.engine.csr import Pattern, csr_linear
+from equipoise.engine.lists import Changes, Former
 from equipoise.engine.maps import Form, Maps, from_maps, to_maps
 from equipoise.engine.operations import Unit, unit_maps
 from equipoise.topology.compact_weight import resize_
@@ -23,10 +24,14 @@ _MOST_NUMBERS = 2**31 - 1  # that kernels reach with the offsets of a list
 
 
 class Plans:
-    """The plans of a layer, made when first needed and dropped with the index that they are for."""
+    """The plans of a layer, made when first needed and dropped with the index that they are for.
+
+    Those of an index that followed another are made from the lists of that one.
+    """
 
     def __init__(self) -> None:
         self._by_index: Any = WeakIdKeyDictionary()
+        self._formers: Any = WeakIdKeyDictionary()
 
     def find(self, geometry: Geometry, index: Tensor, way: Way, x: Maps) -> Plan:
         """The plan for maps of the form of `x`, by the weights at `index`."""
@@ -55,8 +60,10 @@ class Plans:
                 )
             # A plan that held the index itself would keep it, and so itself, alive.
             positions = index.detach()
+            former = self._formers.get(index, {}).get(key)
             known[key] = Plan(
-                geometry, positions, way, form.rows, form.columns, form.border, border
+                *(geometry, positions, way, form.rows, form.columns, form.border, border),
+                former=former,
             )
         return known[key]
 
@@ -68,9 +75,16 @@ class Plans:
         pattern: Pattern = known["csr"]
         return pattern
 
-    def clear(self) -> None:
-        """Forgets all."""
-        self._by_index = WeakIdKeyDictionary()
+    def follow(self, before: Tensor, now: Tensor) -> None:
+        """An index takes the place of another, whose plans stay for whoever still has it."""
+        plans: dict[Any, Any] = self._by_index.get(before, {})
+        formers: dict[Any, Former] = self._formers.pop(before, {})
+        changes = Changes()
+        lists = {key: dict(former.lists) for key, former in formers.items()}
+        for key, plan in plans.items():
+            if isinstance(plan, Plan):
+                lists[key] = lists.get(key, {}) | plan.made
+        self._formers[now] = {k: Former(each, changes) for k, each in lists.items() if each}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plans:
         """A copy of a layer makes plans of its own."""
@@ -140,8 +154,8 @@ class SparseLayer(nn.Module):
 
     def set_index_(self, index: Tensor) -> None:
         """Takes other positions; `values` are the caller's to change."""
+        self.plans.follow(self.index, index)
         self.index = index
-        self.plans.clear()
 
     def dense_weight(self) -> Tensor:
         """The logical weight, zeros included; detached."""

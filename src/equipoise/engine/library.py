@@ -24,7 +24,7 @@ import torch
 VARIABLE: Final = "EQUIPOISE_KERNELS"
 LIBRARY_VARIABLE: Final = "EQUIPOISE_KERNELS_LIBRARY"
 INSTRUCTIONS: Final = ("auto", "avx512", "avx2", "portable", "off")
-_VERSION = 4
+_VERSION = 5
 
 
 class MapsArgument(Structure):
@@ -185,6 +185,8 @@ class Kernels:
         best = library.eq_best_instructions().decode()
         self.instructions = best if instructions == "auto" else instructions
         self.make_list = library.eq_make_list
+        self.compare = library.eq_compare
+        self.update_list = library.eq_update_list
         addresses = (c_void_p * len(_SIGNATURES)).from_address(address)
         for (name, arguments), pointer in zip(_SIGNATURES.items(), addresses, strict=True):
             setattr(self, name, ctypes.CFUNCTYPE(None, *arguments)(pointer))
@@ -268,6 +270,15 @@ def _declare(library: ctypes.CDLL) -> None:
         *(c_void_p, c_int64, c_int64, c_int64, *(c_void_p,) * 5),
     )
     library.eq_make_list.restype = c_int64
+    library.eq_compare.argtypes = (c_void_p, c_int64, c_void_p, c_int64, *(c_void_p,) * 3)
+    library.eq_compare.restype = c_int64
+    library.eq_update_list.argtypes = (
+        POINTER(GeometryArgument),
+        POINTER(RequestArgument),
+        _LIST,
+        *(c_void_p, c_void_p, c_void_p, c_int64, *(c_void_p,) * 4),
+    )
+    library.eq_update_list.restype = c_int64
 
 
 def _threads_of_torch() -> int | None:

@@ -172,19 +172,15 @@ def draw_inactive(
         positions = free.nonzero().squeeze(1)
         chosen = torch.randperm(positions.numel(), generator=generator)[:count]
         return positions[chosen.to(active.device)].sort().values
-    found = active.new_empty(0)
-    while found.numel() < count:
+    taken = torch.zeros(num_weights, dtype=torch.bool, device=active.device)
+    taken[active] = True
+    found, missing = [active.new_empty(0)], count
+    while missing > 0:
         # Exactly as many as are missing, so that none that was drawn is thrown away by choice.
-        drawn = torch.randint(num_weights, (count - found.numel(),), generator=generator)
+        drawn = torch.randint(num_weights, (missing,), generator=generator)
         fresh = drawn.to(active.device).unique()
-        fresh = fresh[~_among(fresh, active) & ~_among(fresh, found)]
-        found = torch.cat([found, fresh]).sort().values
-    return found
-
-
-def _among(positions: Tensor, known: Tensor) -> Tensor:
-    """Which of the positions are among the known ones, which ascend."""
-    if known.numel() == 0:
-        return torch.zeros_like(positions, dtype=torch.bool)
-    place = torch.searchsorted(known, positions).clamp_(max=known.numel() - 1)
-    return known[place] == positions
+        fresh = fresh[~taken[fresh]]
+        taken[fresh] = True
+        found.append(fresh)
+        missing -= fresh.numel()
+    return torch.cat(found).sort().values

@@ -62,7 +62,10 @@ class SignedWeight(Protocol):
     def grow_(
         self, count: int, generator: torch.Generator, optimizers: Iterable[Optimizer]
     ) -> Tensor:
-        """Grows so many inactive entries at random; returns all active flat positions."""
+        """Grows so many inactive entries at random; returns flat positions that are active now.
+
+        All that were not active before the step are among them, in no order.
+        """
         ...  # pragma: no cover
 
     def take_(self, mask: Tensor, hidden: Tensor | None) -> None:
@@ -130,7 +133,7 @@ class SignedMasked:
             fresh = flags.view(self.mask.shape)
             self.weight.copy_(torch.where(fresh, FRESH * self.sign, self.weight))
             self._set(self.mask | fresh)
-            positions = torch.cat([positions, grown]).sort().values
+            positions = torch.cat([positions, grown])
         self.hidden = torch.where(self.mask, 0.0, self.weight)
         self.weight.masked_fill_(~self.mask, 0)
         return positions
@@ -211,14 +214,19 @@ class SignedCompact:
         assert self._alive is not None, "cross_ comes before grow_"
         before, alive, self._alive = self.store.index, self._alive, None
         if count == 0 and bool(alive.all()):
-            return before
-        kept = before[alive]
+            return before[:0]
+        kept = before.masked_select(alive)
         grown = draw_inactive(kept, self.num_weights, count, generator)
-        index = torch.cat([kept, grown]).sort().values
-        fresh = torch.isin(index, grown, assume_unique=True)
-        self.store.move_(index, fresh, optimizers)
-        self.store.weight[fresh] = FRESH * self._signs(index[fresh]).to(self.store.weight)
-        return index
+        # Both ascend, so they are merged and not sorted.
+        places = torch.searchsorted(kept, grown)
+        places += torch.arange(count, device=places.device)
+        fresh = torch.zeros(len(kept) + count, dtype=torch.bool, device=kept.device)
+        fresh[places] = True
+        index = kept.new_empty(fresh.shape).masked_scatter_(~fresh, kept)
+        index[places] = grown
+        self.store.move_(index, alive, fresh, optimizers)
+        self.store.weight[places] = FRESH * self._signs(grown).to(self.store.weight)
+        return grown
 
     def take_(self, mask: Tensor, hidden: Tensor | None) -> None:
         """Takes a saved mask; values are the layer's own."""

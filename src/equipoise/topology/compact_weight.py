@@ -69,8 +69,9 @@ class CompactWeight:
         same, all tensors stay the same objects; the parameter does in any case.
         """
         index = _positions(mask, self._layer.index)
-        self._move_(index, grown.flatten().to(index.device)[index], optimizers)
-        self._derived = self._layer.index, mask.to(index.device)
+        mask = mask.to(index.device)
+        self._move_through_(index, self.mask & mask & ~grown.to(index.device), optimizers)
+        self._derived = self._layer.index, mask
         self.num_active = index.numel()
         self.ever_active = self.ever_active.to(index.device) | self._derived[1]
 
@@ -79,15 +80,19 @@ class CompactWeight:
         """Ascending flat positions of the active entries."""
         return self._layer.index
 
-    def move_(self, index: Tensor, fresh: Tensor, optimizers: Iterable[Optimizer]) -> None:
+    def move_(
+        self, index: Tensor, stays: Tensor, fresh: Tensor, optimizers: Iterable[Optimizer]
+    ) -> None:
         """Takes other positions, of any number; the record of what was ever active stays.
 
         Args:
             index: Ascending flat positions.
-            fresh: Bool, same shape: which of them start at zero even if they were active.
+            stays: Bool, one for each of the old positions: which of them keep their numbers.
+            fresh: Bool, one for each position in `index`: which start at zero; the others are
+                those that stay.
             optimizers: Their state moves too.
         """
-        self._move_(index, fresh, optimizers)
+        self._move_(index, stays, fresh, optimizers)
         self.num_active = index.numel()
 
     def take_(self, mask: Tensor, ever_active: Tensor) -> None:
@@ -97,7 +102,7 @@ class CompactWeight:
         """
         index = _positions(mask, self._layer.index)
         if not torch.equal(index, self._layer.index):
-            self._move_(index, torch.zeros_like(index, dtype=torch.bool), ())
+            self._move_through_(index, self.mask & mask.to(index.device), ())
         self.num_active = index.numel()
         self.ever_active = ever_active.to(index.device)
 
@@ -128,9 +133,18 @@ class CompactWeight:
         if outside:
             yield f"has {outside} positions outside of its {self.num_weights} weights"
 
+    def _move_through_(
+        self, index: Tensor, survivors: Tensor, optimizers: Iterable[Optimizer]
+    ) -> None:
+        """Moves to new positions what is at `survivors`, bool in the logical shape."""
+        survivors = survivors.flatten()
+        self._move_(index, survivors[self._layer.index], ~survivors[index], optimizers)
+
     @torch.no_grad()
-    def _move_(self, index: Tensor, fresh: Tensor, optimizers: Iterable[Optimizer]) -> None:
-        """Moves all that follows the parameter to new positions; zero where new or `fresh`."""
+    def _move_(
+        self, index: Tensor, stays: Tensor, fresh: Tensor, optimizers: Iterable[Optimizer]
+    ) -> None:
+        """Moves all that follows the parameter to new positions; see `move_`."""
         old, weight = self._layer.index, self._layer.values
         # Found before anything moves, because state is known by the shape of the parameter.
         states = [
@@ -139,7 +153,7 @@ class CompactWeight:
             for key, value in state_like(optimizer, weight)
         ]
         assert weight.numel() == old.numel(), "a compact layer has one value per position"
-        remap = _remap(old, index, fresh)
+        remap = _remap(stays, fresh)
         for state, key, value in states:
             _put_(state, key, value, remap(value))
         values, gradient = remap(weight.detach()), weight.grad
@@ -159,13 +173,14 @@ def _positions(mask: Tensor, like: Tensor) -> Tensor:
     return mask.to(like.device).flatten().nonzero().squeeze(1)
 
 
-def _remap(old: Tensor, new: Tensor, fresh: Tensor) -> Callable[[Tensor], Tensor]:
-    """What carries numbers at positions `old` to positions `new`; zero where new or `fresh`."""
-    if old.numel() == 0:
-        return lambda numbers: numbers.new_zeros(new.shape)
-    source = torch.searchsorted(old, new).clamp_(max=old.numel() - 1)
-    lost = (old[source] != new) | fresh
-    return lambda numbers: numbers[source].masked_fill_(lost, 0)
+def _remap(stays: Tensor, fresh: Tensor) -> Callable[[Tensor], Tensor]:
+    """What carries the numbers that stay to where nothing is fresh; zero elsewhere."""
+    kept = stays.nonzero().squeeze(1)
+    if kept.numel() == 0:
+        return lambda numbers: numbers.new_zeros(fresh.shape)
+    source = kept.new_zeros(fresh.shape)
+    source.masked_scatter_(~fresh, kept)
+    return lambda numbers: numbers.index_select(0, source).masked_fill_(fresh, 0)
 
 
 def _put_(state: dict[str, Any], key: str, old: Tensor, new: Tensor) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from equipoise.engine import convolution, lists
 from equipoise.engine.convolution import Geometry, Tiling, Way
 from equipoise.engine.layers import (
     Plans,
@@ -350,3 +351,61 @@ def test_the_way_without_timing_always_runs(density: float, rows: int) -> None:
         )
         size = max(1, rows)
         assert layer(torch.ones(2, 8, size, size)).isfinite().all()
+
+
+def test_a_rewiring_follows_the_lists_and_keeps_those_of_whoever_has_the_old_index(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = nn.Conv2d(4, 6, 3, stride=2, padding=1)
+    layer = compact_layer(plain, torch.arange(0, 216, 2))
+    x = torch.randn(2, 4, 6, 6, requires_grad=True)
+    old, numbers = layer.index, torch.randn(108)
+    with torch.no_grad():
+        layer.values.copy_(numbers)
+    before = layer(x)
+    before.sum().backward()
+    made: list[int] = []
+
+    def watched(*arguments: Any, **named: Any) -> lists.SparseList:
+        made.append(1)
+        return lists.make_list(*arguments, **named)
+
+    monkeypatch.setattr(convolution, "make_list", watched)
+    rewired = old.clone()
+    rewired[50] += 1
+    layer.set_index_(rewired)
+    layer(x).sum().backward()
+    assert not made, "lists are made from those before"
+    snapshot = torch.func.functional_call(layer, {"values": numbers, "index": old}, (x,))
+    assert torch.equal(snapshot, before)
+    assert not made, "the old lists are there as long as their index is"
+    layer.set_index_(torch.arange(1, 216, 2))
+    layer(x).sum().backward()
+    assert made, "a change that large is not worth following"
+
+
+def test_two_rewirings_at_once_and_lists_that_nobody_took() -> None:
+    plain = nn.Conv2d(4, 6, 3, padding=1)
+    layer = compact_layer(plain, torch.arange(0, 216, 2))
+    x = torch.randn(2, 4, 6, 6, requires_grad=True)
+    layer(x).sum().backward()
+    for moved in (3, 40, 77):
+        index = layer.index.clone()
+        index[moved] += 1
+        layer.set_index_(index)
+        if moved == 40:
+            with torch.no_grad():
+                layer(x)  # takes the list of the forward pass, and none other
+    twin = compact_layer(plain, layer.index.clone())
+    with torch.no_grad():
+        twin.values.copy_(layer.values)
+    layer.zero_grad()
+    results: list[tuple[Tensor, ...]] = []
+    for each in (layer, twin):
+        x.grad = None
+        y = each(x)
+        y.sum().backward()
+        assert x.grad is not None
+        assert each.values.grad is not None
+        results.append((y, x.grad, each.values.grad))
+    assert all(map(torch.equal, *results))

@@ -46,4 +46,4 @@ extern "C" const char* eq_best_instructions() {
 }
 
 // Of the table, so that a library of another version is noticed and not called.
-extern "C" int eq_version() { return 4; }
+extern "C" int eq_version() { return 5; }
