@@ -161,6 +161,14 @@ _SIGNATURES: Final[dict[str, tuple[Any, ...]]] = {
     "max_pool_backward": (_MAPS, _MAPS, _MAPS, *_POOL, c_int),
     "average_pool": (_MAPS, _MAPS, *_POOL, c_int, c_int),
     "average_pool_backward": (_MAPS, _MAPS, *_POOL, c_int, c_int),
+    "normalise_pool": (
+        *(_MAPS, _MAPS, _SIZE, c_void_p, c_void_p, c_double),
+        *(c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int),
+    ),
+    "normalise_pool_backward": (
+        *(_MAPS, _MAPS, _MAPS, _SIZE, c_void_p, c_void_p, c_void_p, c_void_p),
+        *(c_void_p, c_void_p, c_int),
+    ),
 }
 
 

@@ -36,6 +36,7 @@ class Unit:
         rectify: Whether a ReLU follows.
         border: Of the output.
         gather: Is offered the dense weight gradient in the backward pass; None if nobody asks.
+        pools: Whether the maxima over tiles of 2 x 2 follow; see `can_pool`.
     """
 
     plan: Plan | None
@@ -43,6 +44,7 @@ class Unit:
     rectify: bool
     border: int
     gather: Gather | None = None
+    pools: bool = False
 
 
 class _Unit(torch.autograd.Function):
@@ -78,12 +80,14 @@ class _Unit(torch.autograd.Function):
             ctx.affine = None
             ctx.save_for_backward(data, values, None, None)
             return y.data
-        made = bordered(y.form, unit.border)
+        made = _made(y.form, unit)
         if unit.norm is None:
             affine = Affine(None, bias, None, None, use_batch=False)
             z = run_stage(y, affine, residual, made, rectify=unit.rectify)
         else:
-            z, affine = run_normalised(y, bias, unit.norm, residual, made, rectify=unit.rectify)
+            z, affine = run_normalised(
+                *(y, bias, unit.norm, residual, made), rectify=unit.rectify, pools=unit.pools
+            )
         ctx.affine, ctx.y_form, ctx.z_form = affine, y.form, z.form
         ctx.compares = unit.rectify and (residual is not None or unit.norm is None)
         # y is read again for the norm's sums, or for the sign of what was rectified.
@@ -146,6 +150,7 @@ def _stage_backward(
         input_form=input_form if needs_input or needs_values else None,
         residual_form=ctx.residual_form if needs[3] else None,
         parameters=any(needs[:3]),
+        pools=unit.pools,
     )
     found = (result.bias, result.norm_scale, result.norm_shift)
     residual = None if result.residual is None else result.residual.data
@@ -194,9 +199,24 @@ def unit_maps(
         None if residual is None else residual.form,
         unit,
     )
-    if unit.plan is not None:
-        return Maps(data, unit.plan.out_form(x.form.samples, unit.border))
-    return Maps(data, bordered(x.form, unit.border))
+    form = x.form if unit.plan is None else unit.plan.out_form(x.form.samples, 0)
+    return Maps(data, _made(form, unit))
+
+
+_TILES = Window(largest=True, kernel=(2, 2), stride=(2, 2))
+
+
+def can_pool(norm: Norm | None, window: Window, rows: int, columns: int) -> bool:
+    """Whether a unit with a rectifier and no residual can take the maxima of its maps itself."""
+    tiles = window == _TILES and rows % 2 == columns % 2 == 0
+    return tiles and norm is not None and norm.use_batch
+
+
+def _made(form: Form, unit: Unit) -> Form:
+    """Form of the output of a unit, from that of its convolution."""
+    if unit.pools:
+        return pooling.pooled_form(form, _TILES, unit.border)
+    return bordered(form, unit.border)
 
 
 def dense_weight_gradient(plan: Plan, x: Maps, dy: Maps) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any, Protocol
@@ -19,7 +19,14 @@ from torch import Tensor, nn
 from equipoise.engine.convolution import Way
 from equipoise.engine.layers import Dense, Plans, SparseLayer, bias_of, geometry_of
 from equipoise.engine.maps import Maps, from_maps, in_form, to_maps
-from equipoise.engine.operations import Gather, Unit, pool_maps, share_maps, unit_maps
+from equipoise.engine.operations import (
+    Gather,
+    Unit,
+    can_pool,
+    pool_maps,
+    share_maps,
+    unit_maps,
+)
 from equipoise.engine.pooling import Window
 from equipoise.engine.stage import Norm
 
@@ -81,7 +88,10 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class UnitStep:
-    """Convolution or linear layer, BatchNorm, residual and ReLU; all but one optional."""
+    """Convolution or linear layer, BatchNorm, residual and ReLU; all but one optional.
+
+    Pooling may follow BatchNorm and ReLU where there is no residual.
+    """
 
     out: str
     input: str
@@ -89,6 +99,7 @@ class UnitStep:
     norm: str | None = None
     residual: str | None = None
     rectify: bool = False
+    pool: PoolStep | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -111,15 +122,18 @@ class UnitStep:
             geometry, bias = geometry_of(layer), bias_of(layer)
             x = as_maps(source, border=geometry.border, wide=way.wide)
             plan = plans.find(geometry, index, way, x)
-        unit = Unit(
-            plan,
-            None if self.norm is None else norm_call(context.module(self.norm)),
-            rectify=self.rectify,
-            border=context.borders.get(self.out, 0),
-            gather=gather,
-        )
+        norm = None if self.norm is None else norm_call(context.module(self.norm))
+        border = context.borders.get(self.out, 0)
+        unit = Unit(plan, norm, rectify=self.rectify, border=border, gather=gather)
+        window = None if self.pool is None else self.pool.window
+        if window is not None:
+            size = (x.form.rows, x.form.columns) if plan is None else plan.out
+            pools = can_pool(norm, window, *size)
+            unit = replace(unit, pools=pools, border=border if pools else 0)
         added = None if residual is None else as_maps(residual)
         made = unit_maps(x, unit, values=weight, bias=bias, residual=added)
+        if window is not None and not unit.pools:
+            made = pool_maps(made, window, border=border)
         return Flat(made) if _is_matrix(source) else made
 
     def _weights(
@@ -167,7 +181,8 @@ class UnitStep:
         value = value if layer is None else layer(value)
         value = value if self.norm is None else context.module(self.norm)(value)
         value = value if self.residual is None else value + as_plain(residual)
-        return torch.relu(value) if self.rectify else value
+        value = torch.relu(value) if self.rectify else value
+        return value if self.pool is None else self.pool.run({self.pool.input: value}, context)
 
 
 @dataclass(frozen=True)

@@ -65,11 +65,28 @@ class StageGradients:
 
 
 def run_normalised(
-    y: Maps, bias: Tensor | None, norm: Norm, residual: Maps | None, form: Form, *, rectify: bool
+    y: Maps,
+    bias: Tensor | None,
+    norm: Norm,
+    residual: Maps | None,
+    form: Form,
+    *,
+    rectify: bool,
+    pools: bool = False,
 ) -> tuple[Maps, Affine]:
     """A stage with BatchNorm of `y + bias`: its output, and what its backward pass needs.
 
     Running statistics are updated as `norm` says.
+
+    Args:
+        y: Input of the stage.
+        bias: Added to it, or None.
+        norm: The BatchNorm.
+        residual: Added before the rectifier, or None.
+        form: Of the output.
+        rectify: Whether a ReLU follows.
+        pools: Whether that is followed by the maxima over tiles of 2 x 2; with batch statistics,
+            a rectifier and no residual only.
     """
     if not norm.use_batch:
         affine = _by_running_statistics(bias, norm)
@@ -83,12 +100,15 @@ def run_normalised(
     mean, variance, inverse, scale, shift = torch.empty(5, channels)
     # Named, so that copies live until the call is over.
     gamma, beta = _contiguous(norm.scale), _contiguous(norm.shift)
-    kernels().normalise(
-        *(y.argument(), None if residual is None else residual.argument(), z.argument()),
-        *(size_argument(form), _address(gamma), _address(beta), norm.epsilon, int(rectify)),
-        *(mean.data_ptr(), variance.data_ptr(), inverse.data_ptr(), scale.data_ptr()),
-        *(shift.data_ptr(), num_threads()),
-    )
+    known = size_argument(y.form), _address(gamma), _address(beta), norm.epsilon
+    written = [each.data_ptr() for each in (mean, variance, inverse, scale, shift)]
+    if pools:
+        kernels().normalise_pool(y.argument(), z.argument(), *known, *written, num_threads())
+    else:
+        kernels().normalise(
+            *(y.argument(), None if residual is None else residual.argument(), z.argument()),
+            *(*known, int(rectify), *written, num_threads()),
+        )
     if norm.update is not None and norm.running_mean is not None:
         assert norm.running_variance is not None
         whole = mean if bias is None else mean + bias.detach()
@@ -143,8 +163,9 @@ def stage_gradients(
     input_form: Form | None,
     residual_form: Form | None,
     parameters: bool,
+    pools: bool = False,
 ) -> StageGradients:
-    """Backward pass of `run_stage`.
+    """Backward pass of `run_stage`, or of `run_normalised`.
 
     Args:
         dz: Gradient of the output.
@@ -155,6 +176,7 @@ def stage_gradients(
         input_form: Form of the input's gradient; None if it is not wanted.
         residual_form: Form of the residual's gradient; None if it is not wanted.
         parameters: Whether gradients of bias and norm are wanted.
+        pools: Whether maxima over tiles of 2 x 2 followed.
     """
     dy = None if input_form is None else new_maps(input_form)
     dr = None if residual_form is None else new_maps(residual_form)
@@ -166,19 +188,21 @@ def stage_gradients(
         assert affine.mean is not None
         assert affine.inverse_deviation is not None
         norm_scale, norm_shift = torch.empty(2, channels)
-        kernels().normalise_backward(
-            *(*arguments, size, scale, shift, affine.mean.data_ptr()),
-            *(affine.inverse_deviation.data_ptr(), relu),
-            *(norm_scale.data_ptr(), norm_shift.data_ptr(), num_threads()),
-        )
+        known = scale, shift, affine.mean.data_ptr(), affine.inverse_deviation.data_ptr()
+        written = norm_scale.data_ptr(), norm_shift.data_ptr(), num_threads()
+        if pools:
+            given = arguments[0], arguments[1], arguments[3], size_argument(y.form)
+            kernels().normalise_pool_backward(*given, *known, *written)
+        else:
+            kernels().normalise_backward(*arguments, size, *known, relu, *written)
         # Batch statistics take a constant out again, so its gradient is exactly zero.
         return StageGradients(dy, dr, torch.zeros(channels), norm_scale, norm_shift)
-    known = (*arguments[:3], scale, shift)
+    stage = (*arguments[:3], scale, shift)
     bias, wide_scale, wide_shift = None, None, None
     if parameters:
         sums, products = torch.empty(2, channels, dtype=torch.float64)
         kernels().affine_sums(
-            *(*known, size, relu, sums.data_ptr(), products.data_ptr(), num_threads())
+            *(*stage, size, relu, sums.data_ptr(), products.data_ptr(), num_threads())
         )
         bias = sums.float()
         if affine.mean is not None:
@@ -189,7 +213,7 @@ def stage_gradients(
             bias = (sums * affine.scale).float()
     if dy is not None or dr is not None:
         kernels().affine_backward(
-            *(*known, scale, None, None, *arguments[3:], size, relu, num_threads())
+            *(*stage, scale, None, None, *arguments[3:], size, relu, num_threads())
         )
     return StageGradients(dy, dr, bias, wide_scale, wide_shift)
 

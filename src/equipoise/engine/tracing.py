@@ -208,6 +208,10 @@ class _Compiler:
             return set(node.kwargs) <= {"inplace"}
         return node.op == "call_method" and node.target in ("relu", "relu_")
 
+    def _takes_maxima(self, node: fx.Node) -> bool:
+        module = self._module(node)
+        return isinstance(module, nn.MaxPool2d) and window_of(module) is not None
+
     def _adds(self, node: fx.Node) -> bool:
         """Whether a node adds two values, each of them traced."""
         named = node.op == "call_function" and node.target in _ADD and not node.kwargs
@@ -241,7 +245,12 @@ class _Compiler:
             rectify, end = last is not end, last
         assert isinstance(source, fx.Node)
         other = residual.name if isinstance(residual, fx.Node) else None
-        self._ends[end] = UnitStep(end.name, source.name, layer, norm, other, rectify)
+        pool = None
+        if rectify and norm is not None and residual is None:
+            pooled = self._next(end, self._takes_maxima)
+            made = self._pooling(pooled) if pooled is not end else None
+            pool, end = (made if isinstance(made, PoolStep) else None), pooled
+        self._ends[end] = UnitStep(end.name, source.name, layer, norm, other, rectify, pool)
         self._taken.add(node)
 
     def _next(self, node: fx.Node, fits: Any) -> fx.Node:

@@ -12,12 +12,14 @@
 #include "affine.inl"
 #include "normalise.inl"
 #include "pool.inl"
+#include "normalise_pool.inl"
 
 const EqKernels* EQ_TABLE() {
   static const EqKernels table = {
       apply,       weight_gradient, to_maps,         from_maps, copy_maps,
       statistics,  affine,          affine_sums,     affine_backward, normalise, normalise_backward,
       max_pool,    max_pool_backward, average_pool,  average_pool_backward,
+      normalise_pool, normalise_pool_backward,
   };
   return &table;
 }

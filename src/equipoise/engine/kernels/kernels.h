@@ -99,6 +99,17 @@ struct EqKernels {
   void (*average_pool_backward)(const EqMaps* d_out, const EqMaps* dx, const EqSize* size,
                                 int64_t out_rows, int64_t out_columns, const int64_t* window,
                                 int count_padding, int threads);
+
+  // normalise with a rectifier, then the maxima over tiles of 2 x 2: z has half the rows and columns
+  // of y, which are even, and `size` is that of y.
+  void (*normalise_pool)(const EqMaps* y, const EqMaps* z, const EqSize*, const float* gamma,
+                         const float* beta, double epsilon, float* mean, float* variance,
+                         float* inverse_deviation, float* scale, float* shift, int threads);
+  // Its backward pass; dy may be null.
+  void (*normalise_pool_backward)(const EqMaps* dz, const EqMaps* y, const EqMaps* dy,
+                                  const EqSize*, const float* scale, const float* shift,
+                                  const float* mean, const float* inverse_deviation,
+                                  float* d_gamma, float* d_beta, int threads);
 };
 
 const EqKernels* eq_kernels_portable();

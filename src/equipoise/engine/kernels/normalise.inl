@@ -34,6 +34,33 @@ EQ_INLINE float at(const float* values, int64_t i, float otherwise) {
   return values != nullptr ? values[i] : otherwise;
 }
 
+// What normalises some channels, from their statistics.
+EQ_INLINE void scale_and_shift(int64_t first, int64_t count, const float* gamma, const float* beta,
+                               double epsilon, const float* mean, const float* variance,
+                               float* inverse, float* scale, float* shift) {
+  for (int64_t c = first; c < first + count; ++c) {
+    inverse[c] = static_cast<float>(1.0 / std::sqrt(variance[c] + epsilon));
+    scale[c] = inverse[c] * at(gamma, c, 1.0f);
+    shift[c] = at(beta, c, 0.0f) - mean[c] * scale[c];
+  }
+}
+
+// b and c of dy = a * g + b * y + c, with a the scale.
+struct Slope {
+  float linear, constant;
+};
+
+// Of one channel, from the sums of g and of g * y; writes the gradients of gamma and beta.
+EQ_INLINE Slope slope_of(double sum, double product, double numbers, float scale, float mean,
+                         float inverse, float* d_gamma, float* d_beta) {
+  const double gamma = (product - mean * sum) * inverse;
+  const double per_number = -static_cast<double>(scale) * inverse * gamma / numbers;
+  *d_gamma = static_cast<float>(gamma);
+  *d_beta = static_cast<float>(sum);
+  return {static_cast<float>(per_number),
+          static_cast<float>(-scale * sum / numbers - per_number * mean)};
+}
+
 void normalise(const EqMaps* y, const EqMaps* residual, const EqMaps* z, const EqSize* size,
                const float* gamma, const float* beta, double epsilon, int relu, float* mean,
                float* variance, float* inverse, float* scale, float* shift, int threads) {
@@ -43,11 +70,7 @@ void normalise(const EqMaps* y, const EqMaps* residual, const EqMaps* z, const E
     EqSize part = *size;
     part.channels = count;
     statistics(ys.get(), &part, mean + first, variance + first, 1);
-    for (int64_t c = first; c < first + count; ++c) {
-      inverse[c] = static_cast<float>(1.0 / std::sqrt(variance[c] + epsilon));
-      scale[c] = inverse[c] * at(gamma, c, 1.0f);
-      shift[c] = at(beta, c, 0.0f) - mean[c] * scale[c];
-    }
+    scale_and_shift(first, count, gamma, beta, epsilon, mean, variance, inverse, scale, shift);
     affine_to(ys.get(), scale + first, shift + first, rs.get(), zs.get(), &part, relu, 1, past);
   });
 }
@@ -75,12 +98,10 @@ void normalise_backward(const EqMaps* dz, const EqMaps* y, const EqMaps* z, cons
                   1);
       for (int64_t i = 0; i < few; ++i) {
         const int64_t c = c0 + i;
-        const double gamma = (products[i] - mean[c] * sums[i]) * inverse[c];
-        const double per_number = -static_cast<double>(scale[c]) * inverse[c] * gamma / numbers;
-        d_gamma[c] = static_cast<float>(gamma);
-        d_beta[c] = static_cast<float>(sums[i]);
-        linear[i] = static_cast<float>(per_number);
-        constant[i] = static_cast<float>(-scale[c] * sums[i] / numbers - per_number * mean[c]);
+        const Slope slope = slope_of(sums[i], products[i], numbers, scale[c], mean[c], inverse[c],
+                                     d_gamma + c, d_beta + c);
+        linear[i] = slope.linear;
+        constant[i] = slope.constant;
       }
       affine_backward_to(d.get(), v.get(), o.get(), scale + c0, shift + c0, scale + c0, linear,
                          constant, dv.get(), de.get(), &part, relu, 1, past);
