@@ -258,7 +258,8 @@ List make(const Case& c, const Tiling& tiling, bool transposed, const int64_t* p
   made.sources.shrink_to_fit();
   made.list = {made.starts.data(),  made.slots.data(), made.tap_rows.data(), made.offsets.data(),
                made.sources.data(), groups,            blocks,               q.taps,
-               entries,             weights,           q.group,              place_lines};
+               entries,             weights,           q.group,              place_lines,
+               reached > 1};
   return made;
 }
 

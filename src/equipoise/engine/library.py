@@ -61,6 +61,7 @@ class ListArgument(Structure):
         ("weights", c_int64),
         ("group", c_int64),
         ("scale", c_int64),
+        ("repeats", c_int64),
     )
 
 

@@ -30,6 +30,7 @@ class SparseList:
     blocks: int
     group: int
     positions: Tensor
+    repeats: bool  # whether a weight may stand in several entries
 
     @property
     def rows(self) -> int:
@@ -52,6 +53,7 @@ class SparseList:
                 self.sources.numel(),
                 self.group,
                 scale,
+                int(self.repeats),
             )
         )
 
@@ -167,7 +169,8 @@ def make_list(
     )
     offsets, sources = _used(number, offsets, sources, slots, tiling.group)
     return SparseList(
-        starts, slots, tap_rows, offsets, sources, rows, blocks, tiling.group, positions
+        *(starts, slots, tap_rows, offsets, sources, rows, blocks, tiling.group, positions),
+        repeats=_reach(maps) > 1,
     )
 
 
@@ -212,7 +215,7 @@ def updated_list(
     offsets, sources = _used(number, offsets, sources, slots, tiling.group)
     return SparseList(
         *(starts, slots, known.tap_rows, offsets, sources),
-        *(known.last_row, known.blocks, known.group, positions),
+        *(known.last_row, known.blocks, known.group, positions, known.repeats),
     )
 
 

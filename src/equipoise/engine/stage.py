@@ -228,4 +228,5 @@ def _address(numbers: Tensor | None) -> int | None:
 
 
 def _contiguous(numbers: Tensor | None) -> Tensor | None:
-    return None if numbers is None else numbers.detach().contiguous()
+    # Only addresses are read, so there is nothing to detach, and each call of torch takes time.
+    return numbers if numbers is None or numbers.is_contiguous() else numbers.detach().contiguous()

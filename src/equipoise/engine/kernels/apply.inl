@@ -138,16 +138,14 @@ EQ_INLINE void pack_entries(const EqList& list, const float* values, int64_t fir
 const float* pack(const EqList& list, const float* values, int threads) {
   static thread_local Scratch scratch;
   float* packed = scratch.at_least(static_cast<size_t>(list.entries + list.weights));
-  constexpr int64_t kShare = 16384;
-  const int64_t shares = (list.entries + kShare - 1) / kShare;
   if (list.group != 2) {
-    parallel_for(shares, threads, [&](int64_t share) {
-      const int64_t first = share * kShare, left = list.entries - first;
-      pack_entries(list, values, first, first + (left < kShare ? left : kShare),
-                   first * list.group, list.group, packed);
+    for_shares(list.entries, threads, [&](int64_t first, int64_t end) {
+      pack_entries(list, values, first, end, first * list.group, list.group, packed);
     });
     return packed;
   }
+  constexpr int64_t kShare = 16384;
+  const int64_t shares = (list.entries + kShare - 1) / kShare;
   const int64_t pairs = list.blocks * list.rows;
   parallel_for(shares, threads, [&](int64_t share) {
     for (int64_t pair = pairs * share / shares; pair < pairs * (share + 1) / shares; ++pair) {

@@ -22,6 +22,7 @@ struct EqList {
   int64_t rows;             // counted in groups
   int64_t blocks, taps, entries, weights, group;
   int64_t scale;
+  int64_t repeats;  // whether a weight may stand in several entries
 };
 
 // Where a list reads and writes: `outer` independent pieces of `rows` x `columns` positions each.

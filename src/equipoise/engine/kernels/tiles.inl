@@ -143,6 +143,16 @@ EQ_INLINE Ahead output_ahead(const EqGrid& grid, const float* out, int64_t outer
                      portions);
 }
 
+// body(first, end) for shares of [0, count), in parallel.
+template <typename Body>
+void for_shares(int64_t count, int threads, Body&& body) {
+  constexpr int64_t kShare = 16384;
+  parallel_for((count + kShare - 1) / kShare, threads, [&](int64_t share) {
+    const int64_t first = share * kShare, left = count - first;
+    body(first, first + (left < kShare ? left : kShare));
+  });
+}
+
 // Memory of one thread that is kept from call to call.
 struct Scratch {
   float* data = nullptr;

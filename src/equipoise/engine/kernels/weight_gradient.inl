@@ -162,22 +162,50 @@ GradientTile choose_gradient_tile(int64_t group, const EqGrid& grid, TileShape* 
 }
 
 // Offsets in floats; a copy only where they are stored in other units.
-const int32_t* scaled_offsets(const EqList& list) {
+const int32_t* scaled_offsets(const EqList& list, int threads) {
   if (list.scale == 1) return list.offsets;
   static thread_local Scratch scratch;
   float* memory = scratch.at_least(static_cast<size_t>(list.entries));
   int32_t* offsets = reinterpret_cast<int32_t*>(memory);
-  for (int64_t k = 0; k < list.entries; ++k) {
-    offsets[k] = static_cast<int32_t>(list.offsets[k] * list.scale);
-  }
+  for_shares(list.entries, threads, [&](int64_t first, int64_t end) {
+    for (int64_t k = first; k < end; ++k) {
+      offsets[k] = static_cast<int32_t>(list.offsets[k] * list.scale);
+    }
+  });
   return offsets;
+}
+
+// The sums of all slices, where they belong; in a fixed order.
+void add_slices(const EqList& list, const float* sums, int64_t slices, float* gradient,
+                int threads) {
+  const int32_t* sources = list.sources;
+  const int64_t weights = list.weights;
+  if (!list.repeats) {
+    for_shares(weights, threads, [&](int64_t first, int64_t end) {
+      for (int64_t k = first; k < end; ++k) {
+        if (sources[k] < 0) continue;
+        float total = sums[k];
+        for (int64_t slice = 1; slice < slices; ++slice) total += sums[slice * weights + k];
+        gradient[sources[k]] = total;
+      }
+    });
+    return;
+  }
+  for (int64_t k = 0; k < weights; ++k) {
+    if (sources[k] >= 0) gradient[sources[k]] = 0.0f;
+  }
+  for (int64_t slice = 0; slice < slices; ++slice) {
+    for (int64_t k = 0; k < weights; ++k) {
+      if (sources[k] >= 0) gradient[sources[k]] += sums[slice * weights + k];
+    }
+  }
 }
 
 void weight_gradient(const EqList* list, const EqGrid* grid, const float* in,
                      const float* out_gradient, float* gradient) {
   TileShape shape{1, 1, 1};
   const GradientTile tile = choose_gradient_tile(list->group, *grid, &shape);
-  const int32_t* offsets = scaled_offsets(*list);
+  const int32_t* offsets = scaled_offsets(*list, grid->threads);
   const int64_t bands = tiles_in(grid->rows, shape.rows);
   const int64_t strips = tiles_in(grid->columns, shape.columns);
   const int64_t units = grid->outer * bands, weights = list->weights;
@@ -213,17 +241,7 @@ void weight_gradient(const EqList* list, const EqGrid* grid, const float* in,
       }
     }
   });
-  const int32_t* sources = list->sources;
-  for (int64_t k = 0; k < weights; ++k) {
-    if (sources[k] >= 0) gradient[sources[k]] = 0.0f;
-  }
-  for (int64_t slice = 0; slice < slices; ++slice) {
-    const float* part = sums + slice * weights;
-    for (int64_t k = 0; k < weights; ++k) {
-      // One weight stands in several entries where a list is made for single positions.
-      if (sources[k] >= 0) gradient[sources[k]] += part[k];
-    }
-  }
+  add_slices(*list, sums, slices, gradient, grid->threads);
 }
 
 }  // namespace
