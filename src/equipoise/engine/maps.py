@@ -22,6 +22,9 @@ LANES = 16
 class Form:
     """Everything about a batch of feature maps but the numbers.
 
+    Samples come in blocks of 16, of which the last is filled up with zeros: a batch of one sample
+    takes the time and the memory of 16.
+
     Args:
         samples: Number of samples; blocks of 16 are filled up with zeros.
         channels: Number of channels.

@@ -166,8 +166,37 @@ def _ranked(
 
 
 def torch_seconds(geometry: Geometry, rows: int, columns: int, batch: int) -> float:
-    """Seconds per sample by torch, with the dense weight and the faster memory format."""
-    samples = min(batch, _TIMED_BATCH)
+    """Seconds per sample by torch, with the dense weight and the faster memory format.
+
+    What takes the place of a layer between layers of the kernels: changes of layout are included.
+    """
+    if _is_linear(geometry, rows, columns):
+        samples, outputs, inputs = min(batch, _LARGEST_BATCH), *geometry.weight_shape[:2]
+        best = _shortest(dense_linear(samples, inputs, outputs))
+    else:
+        samples = min(batch, _TIMED_BATCH)
+        best = _convolution_seconds(geometry, rows, columns, samples)
+    out = geometry.output(rows, columns)
+    maps = (
+        _noise(Form(samples, geometry.in_channels, rows, columns)),
+        _noise(Form(samples, geometry.out_channels, *out)),
+    )
+
+    def change_layout() -> None:
+        for each in maps:
+            convert(restore(each), each.form)
+
+    return (best + _shortest(change_layout)) / samples
+
+
+def _is_linear(geometry: Geometry, rows: int, columns: int) -> bool:
+    """Whether a layer is the same as a linear one: points, each seen once and whole."""
+    points = rows == columns == 1 and geometry.groups == 1
+    return points and geometry == Geometry(geometry.out_channels, geometry.in_channels)
+
+
+def _convolution_seconds(geometry: Geometry, rows: int, columns: int, samples: int) -> float:
+    """Seconds of a convolution by torch, all three products, in the faster memory format."""
     out = geometry.output(rows, columns)
     plans = [
         (
@@ -185,18 +214,15 @@ def torch_seconds(geometry: Geometry, rows: int, columns: int, batch: int) -> fl
             *(dy, x, weight, None, *sides, False, (0, 0), geometry.groups, (True, True, False))
         )
 
-    inner, outer = (
-        Form(samples, geometry.in_channels, rows, columns),
-        Form(samples, geometry.out_channels, *out),
-    )
-    maps = _noise(inner), _noise(outer)
+    return min(_shortest(partial(run, *plan)) for plan in plans)
 
-    def change_layout() -> None:
-        for each in maps:
-            convert(restore(each), each.form)
 
-    best = min(_shortest(partial(run, *plan)) for plan in plans)
-    return (best + _shortest(change_layout)) / samples
+def dense_linear(samples: int, inputs: int, outputs: int) -> Callable[[], object]:
+    """A linear layer by torch with its dense weight: forward and backward pass of one batch."""
+    x = torch.rand(samples, inputs, requires_grad=True)
+    dy = torch.rand(samples, outputs)
+    weight = torch.full((outputs, inputs), 0.01, requires_grad=True)
+    return lambda: torch.autograd.grad(linear(x, weight), (x, weight), dy)
 
 
 def csr_seconds(geometry: Geometry, positions: Tensor, batch: int) -> tuple[float, float]:
@@ -212,14 +238,11 @@ def csr_seconds(geometry: Geometry, positions: Tensor, batch: int) -> tuple[floa
     x = torch.rand(batch, inputs, requires_grad=True)
     dy = torch.rand(batch, outputs)
     values = torch.full((positions.numel(),), 0.01, requires_grad=True)
-    weight = torch.full((outputs, inputs), 0.01, requires_grad=True)
 
     def sparse() -> None:
         torch.autograd.grad(csr_linear(x, values, None, pattern), (x, values), dy)
 
-    def dense() -> None:
-        torch.autograd.grad(linear(x, weight), (x, weight), dy)
-
+    dense = dense_linear(batch, inputs, outputs)
     # In turns, so that both meet the same disturbances.
     times = [(_shortest(sparse), _shortest(dense)) for _ in range(_REPEATS)]
     return min(a for a, _ in times) / batch, min(b for _, b in times) / batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -264,3 +264,32 @@ def test_results_without_numbers() -> None:
     model = Silent()
     with pytest.raises(ValueError, match=r"^the network returns a str without numbers [^\n]*\.$"):
         to_engine(model, Topology(model, sparsity=0.5), torch.randn(6, 12))
+
+
+def test_torch_is_timed_by_what_would_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from equipoise.engine import trials
+    from equipoise.engine.convolution import Geometry
+
+    timed: list[tuple[int, int, int] | str] = []
+
+    def dense(samples: int, inputs: int, outputs: int) -> Callable[[], object]:
+        timed.append((samples, inputs, outputs))
+        return lambda: None
+
+    def convolution(*given: Any) -> float:
+        timed.append("convolution")
+        return 1.0
+
+    monkeypatch.setattr(trials, "dense_linear", dense)
+    monkeypatch.setattr(trials, "_convolution_seconds", convolution)
+    assert trials.torch_seconds(Geometry(7, 5), 1, 1, 100) < 0.01
+    trials.torch_seconds(Geometry(7, 5), 1, 1, 500)
+    assert timed == [(100, 5, 7), (128, 5, 7)], "a linear layer, of a whole batch"
+    for geometry, rows in (
+        (Geometry(7, 5), 2),
+        (Geometry(8, 4, groups=2), 1),
+        (Geometry(8, 4, (3, 3), padding=(1, 1)), 1),
+    ):
+        timed.clear()
+        trials.torch_seconds(geometry, rows, rows, 100)
+        assert timed == ["convolution"]

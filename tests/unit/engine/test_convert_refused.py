@@ -92,7 +92,7 @@ def test_networks_that_cannot_be_converted() -> None:
     assert "it is the whole network" in refused(nn.Linear(12, 4), rows)
     recurrent = nn.LSTM(12, 4)
     assert "no convolution or linear layer" in refused(recurrent, torch.randn(2, 6, 12))
-    assert "no attribute 'weight'" in refused(Peeking(), rows)
+    assert "reads the weights of its layers itself" in refused(Peeking(), rows)
     hidden = "of the layer layer, its calls are not followed"
     assert hidden in refused(Listed(), rows)
     assert hidden in refused(Bound(), rows)
@@ -188,3 +188,25 @@ def test_a_conversion_that_computes_something_else_is_not_used(
     assert "converted it gives other results" in refused(kit.cnn(), torch.randn(kit.IMAGES))
     monkeypatch.setattr(networks.EngineNetwork, "forward", lambda self, x: forward(self, x)[:, :2])
     assert "converted it gives other results" in refused(kit.cnn(), torch.randn(kit.IMAGES))
+
+
+def test_a_transformer_keeps_masks_and_trains() -> None:
+    model = nn.Sequential(
+        nn.Linear(12, 16), nn.TransformerEncoderLayer(16, 2, 24, dropout=0.0, batch_first=True)
+    )
+    x = torch.randn(4, 5, 12)
+    topology = Topology(model, sparsity=0.5)
+    assert refused(model, x, topology=topology) == (
+        "the engine cannot run this network: its code reads the weights of its layers itself, as "
+        "torch's transformers do; use masks instead."
+    )
+    assert {"1.linear1.weight", "1.linear2.weight"} <= topology.masks.keys()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with topology.attach(optimizer):
+        before = model[1].linear1.weight.detach().clone()
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+        assert topology.verify() == []
+    assert not torch.equal(model[1].linear1.weight, before)

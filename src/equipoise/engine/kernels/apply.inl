@@ -49,17 +49,10 @@ void apply_tile(const EqList& list, const EqGrid& grid, const float* packed, con
   for (int64_t block = 0; block < list.blocks; ++block) {
     int64_t at = (block * list.rows + first_row) * starts_of_row<G>(list);
     for (int64_t row = first_row; row < end_row; ++row, at += starts_of_row<G>(list)) {
-      const Run run = run_of<G>(list, at, 0, taps);
-      Run single[2] = {};
-      if constexpr (G == 2) {
-        single[0] = run_of<G>(list, at, 1, taps);
-        single[1] = run_of<G>(list, at, 2, taps);
-      }
+      const RowRuns<G> runs(list, at, taps);
       ahead.fetch<0>();
       out_ahead.fetch<1>();
-      const int64_t count = run.end - run.first;
-      const int64_t counts[2] = {single[0].end - single[0].first, single[1].end - single[1].first};
-      if (block > 0 && count + counts[0] + counts[1] == 0) continue;
+      if (block > 0 && runs.empty()) continue;
       float* target = out + row * G * grid.out_channel;
       Line sums[G][R * C];
       // A last group that is not full has no channel to load from or store to.
@@ -72,12 +65,13 @@ void apply_tile(const EqList& list, const EqGrid& grid, const float* packed, con
                   : load(target + g * grid.out_channel + r * grid.out_row + c * grid.out_column);
         }
       }
-      add_entries<G, 0, R, C>(packed_run<G>(packed, run), count, in, in_row, in_column, sums);
+      add_entries<G, 0, R, C>(packed_run<G>(packed, runs.whole), runs.count(), in, in_row,
+                              in_column, sums);
       if constexpr (G == 2) {
-        add_entries<1, 0, R, C>(packed_run<1>(packed, single[0]), counts[0], in, in_row, in_column,
-                                sums);
-        add_entries<1, 1, R, C>(packed_run<1>(packed, single[1]), counts[1], in, in_row, in_column,
-                                sums);
+        add_entries<1, 0, R, C>(packed_run<1>(packed, runs.single[0]), runs.count(0), in, in_row,
+                                in_column, sums);
+        add_entries<1, 1, R, C>(packed_run<1>(packed, runs.single[1]), runs.count(1), in, in_row,
+                                in_column, sums);
       }
       EQ_UNROLL for (int g = 0; g < G; ++g) {
         if (G > 1 && g >= present) break;

@@ -72,6 +72,23 @@ EQ_INLINE Run run_of(const EqList& list, int64_t at, int part, Taps taps) {
   return {first, end, shift};
 }
 
+// The runs of one row of the list: that of all its rows, and for pairs those of either one.
+template <int G>
+struct RowRuns {
+  Run whole, single[2] = {};
+
+  EQ_INLINE_MEMBER RowRuns(const EqList& list, int64_t at, Taps taps)
+      : whole(run_of<G>(list, at, 0, taps)) {
+    if constexpr (G == 2) {
+      single[0] = run_of<G>(list, at, 1, taps);
+      single[1] = run_of<G>(list, at, 2, taps);
+    }
+  }
+  EQ_INLINE_MEMBER int64_t count() const { return whole.end - whole.first; }
+  EQ_INLINE_MEMBER int64_t count(int row) const { return single[row].end - single[row].first; }
+  EQ_INLINE_MEMBER bool empty() const { return count() + count(0) + count(1) == 0; }
+};
+
 // Lines that the next tiles will read or write, the same run of each channel, fetched a few at a time while
 // this one is computed: their order is unknown to the processor, so it would wait for each.
 struct Ahead {

@@ -88,17 +88,10 @@ void gradient_tile(const EqList& list, const EqGrid& grid, const int32_t* offset
   for (int64_t block = 0; block < list.blocks; ++block) {
     int64_t at = (block * list.rows + first_row) * starts_of_row<G>(list);
     for (int64_t row = first_row; row < end_row; ++row, at += starts_of_row<G>(list)) {
-      const Run run = run_of<G>(list, at, 0, taps);
-      Run single[2] = {};
-      if constexpr (G == 2) {
-        single[0] = run_of<G>(list, at, 1, taps);
-        single[1] = run_of<G>(list, at, 2, taps);
-      }
+      const RowRuns<G> runs(list, at, taps);
       ahead.fetch<0>();
       gradient_ahead.fetch<0>();
-      const int64_t count = run.end - run.first;
-      const int64_t counts[2] = {single[0].end - single[0].first, single[1].end - single[1].first};
-      if (count + counts[0] + counts[1] == 0) continue;
+      if (runs.empty()) continue;
       const float* source_gradient = out_gradient + row * G * grid.out_channel;
       Line gradient[G][R * C];
       const int64_t present = G == 1 ? 1 : grid.last_row - row * G;
@@ -118,17 +111,19 @@ void gradient_tile(const EqList& list, const EqGrid& grid, const int32_t* offset
           }
         }
       }
+      const Run& run = runs.whole;
       const int64_t slot = static_cast<int64_t>(run.first) * G + run.shift;
       if constexpr (G == 1) {
-        add_row<R, C>(offsets + run.first, count, in, in_row, in_column, gradient[0], sums + slot);
+        add_row<R, C>(offsets + run.first, runs.count(), in, in_row, in_column, gradient[0], sums + slot);
       } else {
-        add_rows<G, R, C>(offsets + run.first, count, in, in_row, in_column, gradient,
+        add_rows<G, R, C>(offsets + run.first, runs.count(), in, in_row, in_column, gradient,
                           sums + slot);
       }
       if constexpr (G == 2) {
         EQ_UNROLL for (int g = 0; g < 2; ++g) {
-          add_row<R, C>(offsets + single[g].first, counts[g], in, in_row, in_column, gradient[g],
-                        sums + single[g].first + single[g].shift);
+          const Run& single = runs.single[g];
+          add_row<R, C>(offsets + single.first, runs.count(g), in, in_row, in_column, gradient[g],
+                        sums + single.first + single.shift);
         }
       }
     }
