@@ -87,18 +87,6 @@ def test_plan_without_kernels_is_no_mistake(call: Call, monkeypatch: pytest.Monk
     assert "10x" in result.out  # the densities are told all the same
 
 
-def test_bench_without_kernels_has_nothing_to_measure(
-    call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("EQUIPOISE_KERNELS", "off")
-    result = call("bench", "--models", "linear", "--sparsities", "0.9")
-    assert (result.code, result.out) == (2, "")
-    assert result.err == (
-        "equipoise: there is nothing to measure: the kernels are switched off by "
-        "EQUIPOISE_KERNELS=off; unset it to use them.\n"
-    )
-
-
 def test_plan_needs_no_data(call: Call) -> None:
     """Data that are not on this machine are no obstacle."""
     words = ("--dataset", "svhn", "--model", "mlp", "--width", "0.1", "--engine", "dense")

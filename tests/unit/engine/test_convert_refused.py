@@ -191,9 +191,8 @@ def test_a_conversion_that_computes_something_else_is_not_used(
 
 
 def test_a_transformer_keeps_masks_and_trains() -> None:
-    model = nn.Sequential(
-        nn.Linear(12, 16), nn.TransformerEncoderLayer(16, 2, 24, dropout=0.0, batch_first=True)
-    )
+    layer = nn.TransformerEncoderLayer(16, 2, 24, dropout=0.0, batch_first=True)
+    model = nn.Sequential(nn.Linear(12, 16), layer)
     x = torch.randn(4, 5, 12)
     topology = Topology(model, sparsity=0.5)
     assert refused(model, x, topology=topology) == (
@@ -203,10 +202,10 @@ def test_a_transformer_keeps_masks_and_trains() -> None:
     assert {"1.linear1.weight", "1.linear2.weight"} <= topology.masks.keys()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     with topology.attach(optimizer):
-        before = model[1].linear1.weight.detach().clone()
+        before = layer.linear1.weight.detach().clone()
         for _ in range(2):
             optimizer.zero_grad()
             model(x).square().mean().backward()
             optimizer.step()
         assert topology.verify() == []
-    assert not torch.equal(model[1].linear1.weight, before)
+    assert not torch.equal(layer.linear1.weight, before)
