@@ -13,10 +13,10 @@ import argparse
 import datetime
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,13 +52,14 @@ def main() -> None:
     for sparsity in chosen.sparsities:
         arms = {kind: training(chosen, sparsity, kind) for kind in KINDS}
         laps = interleaved(
-            {kind: Arm(step) for kind, (step, _) in arms.items()},
+            {kind: Arm(arm.step) for kind, arm in arms.items()},
             rounds=chosen.rounds,
             warmup=chosen.warmup,
         )
         lines.append(step_line(sparsity, laps))
         print(lines[-1], flush=True)
-        layers = [m for m in arms["engine"][1].modules() if isinstance(m, SparseLayer)]
+        arms["engine"].gradients()  # makes the lists of the last rewiring
+        layers = [m for m in arms["engine"].model.modules() if isinstance(m, SparseLayer)]
         for share in CHANGES:
             lines.append(list_line(sparsity, share, layers, chosen.rounds))
             print(lines[-1], flush=True)
@@ -69,8 +70,16 @@ def main() -> None:
     out.write_text(head + "".join(f"- {line}\n" for line in lines), encoding="utf-8")
 
 
-def training(chosen: argparse.Namespace, sparsity: float, kind: str) -> tuple[Any, nn.Module]:
-    """A step of a network whose connections are sampled anew after it, and the network."""
+class Training(NamedTuple):
+    """A network whose connections are sampled anew after every step."""
+
+    model: nn.Module
+    gradients: Callable[[], object]
+    step: Callable[[], object]
+
+
+def training(chosen: argparse.Namespace, sparsity: float, kind: str) -> Training:
+    """The network, run in one of the three ways."""
     torch.manual_seed(0)
     model = create(chosen.model, num_classes=10)
     topology = ConnectivitySampling(
@@ -85,12 +94,15 @@ def training(chosen: argparse.Namespace, sparsity: float, kind: str) -> tuple[An
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     topology.attach(optimizer)
 
-    def step() -> None:
+    def gradients() -> None:
         optimizer.zero_grad()
         cross_entropy(model(x), y).backward()
+
+    def step() -> None:
+        gradients()
         optimizer.step()
 
-    return step, model
+    return Training(model, gradients, step)
 
 
 def step_line(sparsity: float, laps: dict[str, list[Lap]]) -> str:
