@@ -88,7 +88,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/robust"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
-    parser.add_argument("--arms", nargs="+", default=[arm.name for arm in CORRECTIONS])
+    parser.add_argument(
+        "--arms", nargs="+", default=[arm.name for arm in CORRECTIONS], help="by name; - for none"
+    )
     parser.add_argument(
         "--hydra", action="store_true", help="with HYDRA, three phases of the same epochs in all"
     )
