@@ -39,7 +39,7 @@ from equipoise.settings import (
     with_setting,
 )
 from equipoise.training.attacking import attack_network
-from equipoise.training.hydra import FINETUNED, HydraPlan, train_hydra
+from equipoise.training.hydra import HydraPlan, train_hydra
 from equipoise.training.loop import train
 from equipoise.training.manifest import versions
 from equipoise.validation import validate
@@ -88,9 +88,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/robust"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
-    parser.add_argument("--arms", nargs="+", default=[arm.name for arm in CORRECTIONS])
     parser.add_argument(
-        "--hydra", action="store_true", help="with HYDRA, three phases of equal sum"
+        "--arms", nargs="+", default=[arm.name for arm in CORRECTIONS], help="by name; - for none"
+    )
+    parser.add_argument(
+        "--hydra", action="store_true", help="with HYDRA, three phases of the same epochs in all"
     )
     parser.add_argument("--attack-samples", type=int, help="attack the first so many test images")
     parser.add_argument("--steps", type=int, default=50, help="of the attack after training")
@@ -163,12 +165,9 @@ def measure(base: Run, objective: str, arm: Arm, seed: int, chosen: Any) -> Resu
         run = with_setting(run, name, value if attacked else "clean")
     folder = chosen.out / objective / arm.name.replace(" ", "-").replace(",", "") / f"seed{seed}"
     if arm.name == HYDRA:
-        outcome = train_hydra(run, folder, hydra_plan(run))
-        folder = folder / FINETUNED
-        costs = (outcome.data_passes, outcome.training_flops, outcome.training_seconds)
+        last = train_hydra(run, folder, hydra_plan(run)).records[-1]
     else:
         last = train(run, folder, label=arm.name).records[-1]
-        costs = (last.data_passes, last.training_flops, last.training_seconds)
     cards = [card(folder, base, chosen, refreshed=refreshed) for refreshed in (False, True)]
     raised = {flag["name"] for each in cards for flag in each["flags"] if flag["raised"]}
     result = Result(
@@ -179,7 +178,9 @@ def measure(base: Run, objective: str, arm: Arm, seed: int, chosen: Any) -> Resu
         cards[0]["robust_accuracy"],
         cards[1]["clean_accuracy"],
         cards[1]["robust_accuracy"],
-        *costs,
+        last.data_passes,
+        last.training_flops,
+        last.training_seconds,
         tuple(sorted(raised)),
     )
     print(
@@ -193,12 +194,12 @@ def measure(base: Run, objective: str, arm: Arm, seed: int, chosen: Any) -> Resu
 def hydra_plan(run: Run) -> HydraPlan:
     """The published shares of 100, 20 and 100 epochs, of as many epochs as the other arms have."""
     epochs = run.loop.epochs
-    prune = max(1, round(epochs * 20 / 220))
-    pretrain = max(1, (epochs - prune) // 2)
+    score = max(1, round(epochs * 20 / 220))
+    pretrain = max(1, (epochs - score) // 2)
     return HydraPlan(
         pretrain_epochs=pretrain,
-        prune_epochs=prune,
-        finetune_epochs=max(1, epochs - prune - pretrain),
+        score_epochs=score,
+        finetune_epochs=max(1, epochs - score - pretrain),
     )
 
 

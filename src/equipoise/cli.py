@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import tyro
 from rich.console import Console
 
-from equipoise.arguments import Arm, check_words, nearest, parse_arm
+from equipoise.arguments import check_words, nearest
 from equipoise.attacks.settings import Attacking, check_attacking
+from equipoise.comparing import arms_of, comparison_folder
 from equipoise.demos.settings import Demonstrating, check_demonstrating
 from equipoise.options import (
     Comparison,
@@ -28,8 +29,15 @@ from equipoise.options import (
     Planning,
     Reporting,
 )
+from equipoise.pruning.settings import Pruning, pruning_run
 from equipoise.recipes import expanded
-from equipoise.settings import Run, setting_types, with_setting
+from equipoise.settings import (
+    DataSettings,
+    ModelSettings,
+    ObjectiveSettings,
+    Run,
+    setting_types,
+)
 from equipoise.speed.settings import Benchmark, check_benchmark
 from equipoise.validation import validate
 
@@ -44,24 +52,20 @@ def train(run: tyro.conf.OmitArgPrefixes[Run], output: tyro.conf.OmitArgPrefixes
     """Train one network; run again to go on after a stop."""
     validate(run)
     from equipoise.training.build import default_output
-    from equipoise.training.loop import TENSORBOARD
     from equipoise.training.loop import train as train_run
-    from equipoise.training.observers import Bar, TensorBoard
+    from equipoise.training.observers import Bar
     from equipoise.training.signals import StopFlag
 
     console = Console()
     _set_threads(output.threads)
     folder = output.out or default_output(run)
-    observers: list[Observer] = [Bar(console, run.label)]
-    if output.tensorboard:
-        observers.append(_tensorboard(TensorBoard, folder / TENSORBOARD))
     flag = StopFlag()
     flag.install()
     outcome = train_run(
         run,
         folder,
         dataset=_load_images(run, console),
-        observers=tuple(observers),
+        observers=(Bar(console, run.label), *_watching(folder, wanted=output.tensorboard)),
         should_stop=flag,
         checkpoint_seconds=output.checkpoint_seconds,
         overwrite=output.overwrite,
@@ -89,7 +93,7 @@ def compare(
     run: tyro.conf.OmitArgPrefixes[Run], comparison: tyro.conf.OmitArgPrefixes[Comparison]
 ) -> int:
     """Train two or more arms on paired seeds and say which is better, at what cost."""
-    arms = _arms(comparison, run)
+    arms = arms_of(comparison, run)
     seeds = range(run.loop.seed, run.loop.seed + comparison.num_seeds)
     from equipoise.training.arms import default_workers, plan, run_jobs, write_plan
     from equipoise.training.build import resolve_device
@@ -97,7 +101,7 @@ def compare(
     console = Console()
     _set_threads(comparison.threads)
     resolve_device(run.loop.device)
-    folder = comparison.out or _comparison_folder(run, arms)
+    folder = comparison.out or comparison_folder(run, arms)
     _load_images(run, console)  # decoded once, here, where progress can be seen
     jobs = plan(arms, seeds, folder)
     write_plan(jobs, folder, baseline=arms[0].label)
@@ -118,6 +122,29 @@ def compare(
         _say_stopped(console, folder, overwrite=comparison.overwrite)
         return _STOPPED
     return report(Reporting(runs=folder))
+
+
+def hydra(
+    data: tyro.conf.OmitArgPrefixes[DataSettings],
+    network: tyro.conf.OmitArgPrefixes[ModelSettings],
+    robust: tyro.conf.OmitArgPrefixes[ObjectiveSettings],
+    pruning: tyro.conf.OmitArgPrefixes[Pruning],
+) -> int:
+    """Prune a trained network (HYDRA), to compare with: train, score the weights, train the rest.
+
+    The same command goes on after a stop.
+    """
+    run = pruning_run(data, network, robust, pruning)
+    from equipoise.pruning.commands import show_hydra
+
+    console = Console()
+    _set_threads(pruning.threads)
+
+    folder, finished = show_hydra(run, pruning, console, _load_images, _watching)
+    if finished:
+        return 0
+    _say_stopped(console, folder, overwrite=pruning.overwrite)
+    return _STOPPED
 
 
 def evaluate(evaluation: tyro.conf.OmitArgPrefixes[Evaluation]) -> int:
@@ -270,6 +297,7 @@ def list_everything() -> int:
 _COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "compare": compare,
+    "hydra": hydra,
     "evaluate": evaluate,
     "attack": attack,
     "export": export,
@@ -358,35 +386,6 @@ def _options(command: str) -> dict[str, Any]:
     return {name.replace("_", "-"): kind for name, kind in kinds.items()}
 
 
-def _arms(comparison: Comparison, run: Run) -> list[Arm]:
-    """The arms, each checked before anything is trained."""
-    if comparison.num_seeds < 1:
-        raise ValueError(f"--num-seeds is at least 1; got {comparison.num_seeds}; 3 is usual.")
-    if comparison.workers is not None and comparison.workers < 1:
-        raise ValueError(f"--workers is at least 1; got {comparison.workers}.")
-    arms = [parse_arm(text, run) for text in comparison.arms]
-    labels = [arm.label for arm in arms]
-    if len(arms) < 2 or len(set(labels)) < len(labels):
-        raise ValueError(
-            f"--arms takes two or more arms with different names; got {' '.join(labels) or 'none'}"
-            "; name them as name:topology+corrector,setting=value."
-        )
-    for arm in arms:
-        validate(arm.run)
-    return arms
-
-
-def _comparison_folder(run: Run, arms: Sequence[Arm]) -> Path:
-    """A readable folder name that the same comparison finds again."""
-    import hashlib
-
-    # The seed of a run is not part of it: more seeds later join the same comparison.
-    identities = [with_setting(arm.run, "seed", 0).identity + arm.label for arm in arms]
-    digest = hashlib.sha256("/".join(identities).encode()).hexdigest()[:8]
-    names = "-vs-".join(arm.label.partition(",")[0] for arm in arms)
-    return Path("runs") / f"{run.data.dataset}-{run.network.model}-{names}-{digest}"
-
-
 def _load_images(run: Run, console: Console) -> Any:
     """Reads the data set; decoding or fetching it for the first time shows a bar."""
     from rich.progress import Progress
@@ -428,10 +427,13 @@ def _say_stopped(console: Console, folder: Path, *, overwrite: bool) -> None:
     )
 
 
-def _tensorboard(kind: Any, folder: Path) -> Any:
-    """The TensorBoard writer, or one sentence on how to get it."""
+def _watching(folder: Path, *, wanted: bool) -> list[Observer]:
+    """The TensorBoard writer if it is wanted, or one sentence on how to get it."""
+    from equipoise.training.loop import TENSORBOARD
+    from equipoise.training.observers import TensorBoard
+
     try:
-        return kind(folder)
+        return [TensorBoard(folder / TENSORBOARD)] if wanted else []
     except ImportError:
         raise ImportError(
             "--tensorboard needs the package tensorboard, which is not installed; "

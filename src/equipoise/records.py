@@ -200,7 +200,8 @@ def find_runs(folder: Path) -> list[RunRecords]:
     """All runs at or below `folder`, sorted by folder name.
 
     In the folder of a comparison only the runs that it consists of: what an earlier comparison
-    with other arms, seeds or data has left there is not mixed in.
+    with other arms, seeds or data has left there is not mixed in. The phases of a run count as
+    one run, the whole.
 
     Raises:
         ValueError: A manifest, or the list of runs of the comparison, is damaged.
@@ -216,4 +217,7 @@ def find_runs(folder: Path) -> list[RunRecords]:
             ) from error
         if listed is not None:
             return [read_run(path) for path in listed if (path / MANIFEST).exists()]
-    return [read_run(path.parent) for path in sorted(folder.rglob(MANIFEST))]
+    runs = [read_run(path.parent) for path in sorted(folder.rglob(MANIFEST))]
+    within = [(run.folder, run.manifest.get("phases", [])) for run in runs]
+    parts = {folder / phase["name"] for folder, phases in within for phase in phases}
+    return [run for run in runs if run.folder not in parts]

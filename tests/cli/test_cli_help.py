@@ -19,7 +19,7 @@ from equipoise.listing import CORRECTORS, OBJECTIVES, TOPOLOGIES
 from equipoise.models import model_names
 
 COMMANDS = (
-    *("train", "compare", "evaluate", "attack", "export"),
+    *("train", "compare", "hydra", "evaluate", "attack", "export"),
     *("report", "plan", "bench", "demo", "list"),
 )
 
@@ -48,6 +48,11 @@ def test_help_lists_and_mistakes_do_not_load_torch() -> None:
         ["compare", "--arms", "rigll", "set"],
         ["compare", "--arms", "rigl"],
         ["evaluate"],
+        ["hydra", "--score-epochs", "0"],
+        ["hydra", "--sparsity", "0"],
+        ["hydra", "--finetune-rate", "0"],
+        ["hydra", "--snapshot", "adversarial"],
+        ["hydra", "--topology", "rigl"],
         ["attack"],
         ["attack", "x", "--module", "y"],
         ["attack", "x", "--eps", "8"],

@@ -40,6 +40,23 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("equipoise.engine.timing.step_seconds", seconds)
 
 
+def test_plan_of_moving_densities_says_that_they_move(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EQUIPOISE_KERNELS", "off")
+    result = call("plan", *CNN, "--topology", "bsr", "--sparsity", "0.95")
+    assert (result.code, result.err) == (0, "")
+    first, _, *rows = result.out.splitlines()
+    assert "sparsity 0.95 (as bsr starts), batches of 8" in first
+    densities = {row.split()[0]: row.split()[2] for row in rows if " % " in row}
+    assert densities["features.3"] == "2.5"  # half of the density of the whole, but for the ends
+    assert densities["head"] == "60.0"
+    said = next(row for row in rows if row.startswith("These densities are those of the start, "))
+    assert "every step moves them, in every layer, and refills them to " in said
+    erk = call("plan", *CNN, "--topology", "rigl", "--sparsity", "0.95").out
+    assert "These densities" not in erk
+
+
 @kit.needs_kernels
 @pytest.mark.usefixtures("quick")
 def test_plan_explains_every_layer_and_ends_with_the_verdict(

@@ -18,7 +18,7 @@ from equipoise.models import create
 from equipoise.points import preserved
 from equipoise.settings import Run
 from equipoise.shipping import SparseFileSummary, save_sparse
-from equipoise.topology import Topology
+from equipoise.topology import ConnectivitySampling, Topology
 from equipoise.topology.store import LayerSummary
 from equipoise.training.build import FOLDER_IMAGE_SIZE, resolve_device, stream_seed
 from equipoise.validation import engine_refusals
@@ -56,7 +56,9 @@ class Plan:
     Args:
         run: Its settings.
         images: What it learns from.
-        weights: Density of each masked weight.
+        weights: Density of each masked weight at the start.
+        budget: Active weights that connectivity sampling refills to after every step; None for a
+            topology whose layers keep their densities.
         explanation: What becomes of each layer; None where the settings rule the engine out.
         verdict: One sentence on the whole step.
         masked_bytes: Weights and optimizer state with masks.
@@ -67,6 +69,7 @@ class Plan:
     run: Run
     images: Images
     weights: tuple[LayerSummary, ...]
+    budget: int | None
     explanation: Explanation | None
     verdict: str
     masked_bytes: int
@@ -88,13 +91,7 @@ def plan_run(run: Run, on_progress: Callable[[int, int], object] = lambda _done,
     """
     images = expected_images(run)
     model = build_network(run, images)
-    topology = Topology(
-        model,
-        sparsity=0.0 if run.sparse.topology == "dense" else run.sparse.sparsity,
-        distribution=run.sparse.distribution,
-        sampling=run.sparse.mask_sampling,
-        seed=stream_seed(run.loop.seed, "masks"),
-    )
+    topology = _first_masks(model, run)
     states = _STATES[run.optimization.optimizer] if _keeps_state(run) else 0
     masked_bytes = state_bytes(model, states)
     file = _file_of(model, topology)
@@ -120,11 +117,28 @@ def plan_run(run: Run, on_progress: Callable[[int, int], object] = lambda _done,
         run=run,
         images=images,
         weights=weights,
+        budget=topology.budget if isinstance(topology, ConnectivitySampling) else None,
         explanation=explanation,
         verdict=verdict,
         masked_bytes=masked_bytes,
         engine_bytes=state_bytes(model, states),
         file=file,
+    )
+
+
+def _first_masks(model: nn.Module, run: Run) -> Topology | ConnectivitySampling:
+    """The masks that the training would start with; how they change has no part in a plan."""
+    seed = stream_seed(run.loop.seed, "masks")
+    if run.sparse.topology == "bsr":
+        return ConnectivitySampling(
+            model, sparsity=run.sparse.sparsity, total_steps=1, steps_per_epoch=1, seed=seed
+        )
+    return Topology(
+        model,
+        sparsity=0.0 if run.sparse.topology == "dense" else run.sparse.sparsity,
+        distribution=run.sparse.distribution,
+        sampling=run.sparse.mask_sampling,
+        seed=seed,
     )
 
 
@@ -186,7 +200,7 @@ def _keeps_state(run: Run) -> bool:
     return run.optimization.optimizer != "sgd" or run.optimization.momentum > 0.0
 
 
-def _file_of(model: nn.Module, topology: Topology) -> SparseFileSummary:
+def _file_of(model: nn.Module, topology: Topology | ConnectivitySampling) -> SparseFileSummary:
     """What the network takes on disk: written once, since only the encoder knows."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.safetensors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -33,13 +34,22 @@ def print_plan(plan: Plan, console: Console) -> None:
         console,
         f"{run.network.model} for {run.data.dataset} ({images.channels} x {images.side} x "
         f"{images.side}, {images.classes} classes{guessed}), sparsity {run.sparse.sparsity:g} "
-        f"({run.sparse.distribution}), batches of {run.loop.batch_size}",
+        f"({run.sparse.distribution if plan.budget is None else 'as bsr starts'}), batches of "
+        f"{run.loop.batch_size}",
     )
     explained = plan.explanation
     if explained is not None and explained.layers:
         console.print(_layer_table(explained, run.loop.batch_size))
     else:
         console.print(_weight_table(plan))
+    if plan.budget is not None:
+        active, size = (sum(counts) for counts in zip(*_counts(plan), strict=True))
+        _line(
+            console,
+            f"These densities are those of the start, {active:,} of {size:,} weights in all; every "
+            f"step moves them, in every layer, and refills them to {plan.budget:,} in all; what is "
+            "said here of speed and size moves with them.",
+        )
     if explained is not None and explained.untraced is not None:
         _line(console, f"Layers are converted one by one: {explained.untraced}.")
     _line(
@@ -107,6 +117,11 @@ def _memory_in_words(row: MemoryRow) -> str:
         f"  {row.kind}: weights {_size(print_.weights)}, optimizer {_size(print_.optimizer)}, "
         f"peak of a step {_size(print_.peak - print_.idle)}"
     )
+
+
+def _counts(plan: Plan) -> list[tuple[int, int]]:
+    """Active and all weights of every masked layer."""
+    return [(layer.num_active, math.prod(layer.shape)) for layer in plan.weights]
 
 
 def _layer_table(explained: Explanation, batch_size: int) -> Table:

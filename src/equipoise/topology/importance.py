@@ -50,8 +50,21 @@ def kept_by_score(scores: Tensor, density: float) -> Tensor:
         >>> kept_by_score(torch.tensor([3.0, -4.0, 1.0, 2.0]), 0.5)
         tensor([ True,  True, False, False])
     """
-    dropped = int(round(1.0 - density, 12) * scores.numel())
-    return top_k_mask(scores.detach().abs(), scores.numel() - dropped)
+    return top_k_mask(scores.detach().abs(), num_kept(scores.numel(), density))
+
+
+def num_kept(size: int, density: float) -> int:
+    r"""How many of a layer's entries are kept: :math:`N - \lfloor (1 - k) N \rfloor`.
+
+    Args:
+        size: Number N of entries.
+        density: Share k of the entries that is kept, in (0, 1].
+
+    Example:
+        >>> num_kept(91, 0.1)
+        10
+    """
+    return size - int(round(1.0 - density, 12) * size)
 
 
 class _Kept(torch.autograd.Function):

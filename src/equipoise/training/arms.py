@@ -242,10 +242,10 @@ class _Sender:
         if not force and done - self._sent < 0.005:
             return
         self._sent = done
+        epoch, epochs = session.epochs_before + session.epoch, session.epochs_in_all
         state = (
-            f"epoch {min(session.epoch + 1, session.run.loop.epochs)}"
-            f"/{session.run.loop.epochs}  loss {shown_loss(session)}  acc {self._accuracy} %"
-            f"  c {session.corrector.coefficient_value:.3f}"
+            f"epoch {min(epoch + 1, epochs)}/{epochs}  loss {shown_loss(session)}"
+            f"  acc {self._accuracy} %  c {session.corrector.coefficient_value:.3f}"
         )
         self._news.put(News(self._name, done, state))
 

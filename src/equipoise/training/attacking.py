@@ -157,7 +157,7 @@ def _victim(chosen: Attacking, stack: ExitStack) -> Victim:
         device=stored.device,
         description={
             "source": str(chosen.run),
-            "label": f"{stored.run.robust.objective}, {stored.run.label}",
+            "label": f"{stored.run.robust.objective}, {stored.label}",
             "run": as_plain(stored.run),
             "batchnorm": "refreshed" if refreshed else "running",
         },

@@ -6,7 +6,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ def train(
     checkpoint_seconds: float = 60.0,
     overwrite: bool = False,
     begin: Callable[[Session], None] | None = None,
+    arrange: Callable[[Session], AbstractContextManager[None]] | None = None,
 ) -> Outcome:
     """Trains `run` in `folder`, or goes on with it where it was stopped.
 
@@ -86,36 +87,39 @@ def train(
         overwrite: Start again whatever is in the folder.
         begin: Called with a new session before its first step, to start from weights and masks
             of its own; not with one that goes on.
+        arrange: Entered with every session before anything is loaded into it, and left when its
+            files are written, to train something else of the network than its weights.
 
     Raises:
         ValueError: The folder holds another run, or a setting is wrong.
         FileNotFoundError: The data are not on this machine.
     """
     name = label or run.label
-    finished = None if overwrite else _finished(run, folder, name)
+    finished = None if overwrite else finished_records(run, folder, name)
     if finished is not None:
         return Outcome(records=finished, finished=True, resumed=True)
     with _deterministic(wanted=run.loop.deterministic):
         state = None if overwrite else _stored_state(folder)
         session = Session(run, dataset, begun=state, folder=folder)
-        records = [] if state is None else _resume(session, folder, state)
-        resumed = bool(records) or session.step > 0
-        if not resumed:
-            if begin is not None:
-                begin(session)
-            # What another run left goes first, so that a kill here cannot mix the two.
-            (folder / CHECKPOINT).unlink(missing_ok=True)
-            (folder / MODEL).unlink(missing_ok=True)
-            manifest = describe_run(session, name)
-            write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-        write_records(folder / RECORDS, records)
-        everyone = Everyone(*observers)
-        try:
-            everyone.start(session)
-            writer = _Writer(session, folder, records, checkpoint_seconds)
-            done = _epochs(session, writer, everyone, should_stop)
-        finally:
-            everyone.stop()
+        with nullcontext() if arrange is None else arrange(session):
+            records = [] if state is None else _resume(session, folder, state)
+            resumed = bool(records) or session.step > 0
+            if not resumed:
+                if begin is not None:
+                    begin(session)
+                # What another run left goes first, so that a kill here cannot mix the two.
+                (folder / CHECKPOINT).unlink(missing_ok=True)
+                (folder / MODEL).unlink(missing_ok=True)
+                manifest = describe_run(session, name)
+                write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+            write_records(folder / RECORDS, records)
+            everyone = Everyone(*observers)
+            try:
+                everyone.start(session)
+                writer = _Writer(session, folder, records, checkpoint_seconds)
+                done = _epochs(session, writer, everyone, should_stop)
+            finally:
+                everyone.stop()
     return Outcome(records=records, finished=done, resumed=resumed)
 
 
@@ -176,8 +180,17 @@ class _Writer:
         (self._folder / CACHE).unlink(missing_ok=True)
 
 
-def _finished(run: Run, folder: Path, label: str) -> list[EpochRecord] | None:
-    """Records of a run that is complete already; refuses a folder that belongs to another run."""
+def finished_records(run: Run, folder: Path, label: str) -> list[EpochRecord] | None:
+    """Records of a run that is complete already; refuses a folder that belongs to another run.
+
+    Args:
+        run: The settings.
+        folder: Of the run.
+        label: Name of the arm.
+
+    Raises:
+        ValueError: The folder holds another run, or its manifest is damaged.
+    """
     path = folder / MANIFEST
     if not path.exists():
         if (folder / CHECKPOINT).exists():

@@ -142,7 +142,8 @@ class Bar:
                 f"Engine not used: {session.engine_reason}.", highlight=False, soft_wrap=True
             )
         self._work = Work(session)
-        self._task = self._progress.add_task(self._label, total=self._work.total, state="")
+        if not self._progress.tasks:  # or it goes on with the next phase of the same training
+            self._task = self._progress.add_task(self._label, total=self._work.total, state="")
         self._progress.update(self._task, completed=self._work.done(session))
         self._since, self._samples = time.perf_counter(), 0
         self._progress.start()
@@ -160,7 +161,7 @@ class Bar:
     def recorded(self, session: Session, record: EpochRecord) -> None:
         """Shows the accuracy; prints a line where there is no terminal."""
         self._accuracy = f"{100 * record.test_accuracy:5.2f}"
-        epochs = session.run.loop.epochs
+        epochs = session.epochs_in_all
         self._progress.update(self._task, completed=self._work.done(session))
         if not self._console.is_terminal:
             self._console.print(
@@ -190,7 +191,7 @@ class Bar:
         self._shown = now
         rate = self._samples / max(1e-9, now - self._since)
         state = (
-            f"{what:<7} {session.epoch + 1:>3}/{session.run.loop.epochs}"
+            f"{what:<7} {session.epochs_before + session.epoch + 1:>3}/{session.epochs_in_all}"
             f"  loss {shown_loss(session)}  acc {self._accuracy} %"
             f"  c {session.corrector.coefficient_value:.3f}"
             f"  sparsity {session.topology.sparsity:.3f}  {rate:,.0f}/s"
@@ -217,7 +218,8 @@ class TensorBoard:
 
     def start(self, session: Session) -> None:
         """Opens the event file; what a killed run wrote beyond its checkpoint is purged."""
-        self._writer = self._open(str(self._folder), purge_step=session.step + 1)
+        step = session.steps_before + session.step
+        self._writer = self._open(str(self._folder), purge_step=step + 1)
 
     def refreshed(self, session: Session, batch: Batch) -> None:
         """Writes nothing."""

@@ -12,7 +12,8 @@ class Work:
 
     A refresh belongs to the step that it comes before, whatever schedule put it there; one that
     makes no pass after all is done with that step. So the work that is done never falls, never
-    exceeds the total, and is the total after the last step.
+    exceeds the total, and is the total after the last step. Of a training in phases, which make no
+    refreshes, the work is that of all of them.
 
     Args:
         session: Where it stands; a run may go on in the middle.
@@ -33,7 +34,7 @@ class Work:
         self._size = session.loader.num_samples
         self._refresh_passes, self._step_passes = _passes(session)
         self._refresh_samples = session.num_refresh_samples if self._refresh_passes else 0
-        trained = self._step_passes * self._size * session.run.loop.epochs
+        trained = self._step_passes * self._size * session.epochs_in_all
         refreshes = session.schedule.count if self._refresh_passes else 0
         self.total = trained + refreshes * self._refresh
         self._current = 0
@@ -61,7 +62,8 @@ class Work:
             In [0, `total`].
         """
         seen = min(self._size, session.batch * session.loader.batch_size)
-        trained = self._step_passes * (session.epoch * self._size + seen)
+        epochs = session.epochs_before + session.epoch
+        trained = self._step_passes * (epochs * self._size + seen)
         if not self._refresh_passes:
             return trained
         refreshes = session.schedule.before(session.step) * self._refresh

@@ -132,6 +132,10 @@ class Session:
         self.epoch = 0
         self.batch = 0
         self.step = 0
+        # Where this is one of several phases: what came before it, and the length of them all.
+        self.epochs_before = 0
+        self.steps_before = 0
+        self.epochs_in_all = run.loop.epochs
         self._loss_sum: Tensor = torch.zeros((), dtype=torch.float64, device=self.device)
         self._seen = 0
         self._keys_of_epoch: tuple[int, tuple[int, ...]] | None = None

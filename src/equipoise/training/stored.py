@@ -61,12 +61,14 @@ class StoredNetwork:
 
     Args:
         run: The settings that it was trained with; where data and device are is of now.
+        label: Name of the arm.
         model: Plain, with the stored weights, on the device.
         images: Those of the run.
         device: Where the model is.
     """
 
     run: Run
+    label: str
     model: nn.Module
     images: build.Splits
     device: torch.device
@@ -94,7 +96,9 @@ def load_stored(
         FileNotFoundError: The run has not stored a network yet, or the data are missing.
     """
     shipped = load_sparse(source) if source.is_file() else None
-    run = _run_of(source) if shipped is None else _run_in(shipped, source)
+    written = _written_in(source, shipped)
+    run = _settings_in(written, source)
+    label = str(written.get("label", run.label))
     run = with_setting(run, "device", device)
     run = replace(run, data=replace(run.data, data_dir=data_dir, download=False))
     target = build.resolve_device(device)
@@ -104,7 +108,7 @@ def load_stored(
         _load_weights(model, source)
     else:
         _load_shipped(model, shipped, source)
-    return StoredNetwork(run=run, model=model, images=images, device=target)
+    return StoredNetwork(run=run, label=label, model=model, images=images, device=target)
 
 
 def evaluate_stored(
@@ -168,7 +172,8 @@ def export_stored(folder: Path, *, out: Path | None = None, overwrite: bool = Fa
         raise ValueError(
             f"{path} is there already; pass --overwrite to replace it, or choose another --out."
         )
-    run, manifest = _run_of(folder), read_run(folder).manifest
+    manifest = read_run(folder).manifest
+    run = _settings_in(manifest, folder)
     network = _network_file(folder)
     state, masks = _state_in(network), _masks_in(folder / CHECKPOINT)
     settings = {
@@ -186,19 +191,16 @@ def export_stored(folder: Path, *, out: Path | None = None, overwrite: bool = Fa
     return Exported(path=path, summary=summary)
 
 
-def _run_of(folder: Path) -> Run:
-    """The settings that a run was started with."""
-    return _settings_in(read_run(folder).manifest, folder)
-
-
-def _run_in(shipped: SparseState, path: Path) -> Run:
-    """The settings of the run that a file was exported from."""
+def _written_in(source: Path, shipped: SparseState | None) -> Mapping[str, Any]:
+    """What a folder, or a file that was exported from one, says about its run."""
+    if shipped is None:
+        return read_run(source).manifest
     if "run" not in shipped.metadata:
         raise ValueError(
-            f"{path} holds a network but no settings of a run; "
+            f"{source} holds a network but no settings of a run; "
             "pass a file that `equipoise export` wrote, or the folder of a run."
         )
-    return _settings_in(shipped.metadata, path)
+    return shipped.metadata
 
 
 def _settings_in(written: Mapping[str, Any], source: Path) -> Run:

@@ -24,10 +24,14 @@ class Fake:
     """Moves every image by more than is allowed."""
 
     calls: list[dict[str, Any]]
+    made: list[Any]
 
     def __init__(self, model: Any, **settings: Any) -> None:
         type(self).calls.append(settings)
         self.model = model
+        self.apgd_targeted = types.SimpleNamespace(n_target_classes=9)
+        self.fab = types.SimpleNamespace(n_target_classes=9)
+        type(self).made.append(self)
         assert not any(p.requires_grad for p in model.parameters())
 
     def run_standard_evaluation(self, x: Tensor, y: Tensor) -> Tensor:
@@ -46,7 +50,7 @@ def install(name: str, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     module = types.ModuleType(name)
     module.__spec__ = importlib.machinery.ModuleSpec(name, None)
     calls: list[dict[str, Any]] = []
-    module.AutoAttack = type("AutoAttack", (Fake,), {"calls": calls})  # type: ignore[attr-defined]
+    module.AutoAttack = type("AutoAttack", (Fake,), {"calls": calls, "made": []})  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(
         importlib.util,
@@ -76,6 +80,16 @@ def test_what_comes_back_is_projected_and_judged_here(
     assert torch.equal(found.robust, clean & left)
     assert torch.equal(before, torch.get_rng_state())
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_as_many_wrong_classes_as_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    install("autoattack", monkeypatch)
+    model, x, y = nets.trained()
+    for classes, aimed_at in ((4, 3), (10, 9)):
+        auto_attack(model, [(x, y, torch.arange(len(y)))], THREAT, num_classes=classes)
+        made = sys.modules["autoattack"].AutoAttack.made[-1]
+        targets = (made.apgd_targeted.n_target_classes, made.fab.n_target_classes)
+        assert targets == (aimed_at, aimed_at)
 
 
 def test_a_missing_package_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

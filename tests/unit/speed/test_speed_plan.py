@@ -131,6 +131,19 @@ def test_settings_that_rule_the_engine_out(settings: dict[str, Any], verdict: st
     assert plan.engine_bytes == plan.masked_bytes
 
 
+@pytest.mark.parametrize("topology", ["rigl", "bsr"])
+def test_the_densities_are_those_that_a_training_starts_with(
+    topology: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EQUIPOISE_KERNELS", "off")
+    run = run_with(model="small_cnn", topology=topology, seed=3, engine="dense")
+    plan, session = plan_run(run), Session(run)
+    assert list(plan.weights) == session.topology.summary()
+    budget = getattr(session.topology, "budget", None)
+    assert plan.budget == budget
+    assert (budget is None) is (topology == "rigl")
+
+
 def test_another_device_rules_it_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "resolve_device", lambda _: torch.device("cuda"))
     assert plan_run(run_with(model="mlp", device="auto")).verdict == (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import shutil
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,24 @@ from torch import nn
 from torch.nn import functional as F
 
 from equipoise.engine.network import to_dense
+from equipoise.records import find_runs, read_run
+from equipoise.shipping import load_sparse
 from equipoise.topology.importance import first_scores, kept_by_score, scored
 from equipoise.training import hydra
-from equipoise.training.hydra import FINETUNED, PRUNED, HydraPlan, hydra_run, train_hydra
+from equipoise.training.hydra import (
+    FINETUNED,
+    PRETRAINED,
+    PRUNED,
+    HydraPlan,
+    hydra_folder,
+    hydra_run,
+    train_hydra,
+)
 from equipoise.training.session import Session
+from equipoise.training.stored import export_stored
 
 toy = import_module("tests.unit.training.toy")
-PLAN = HydraPlan(pretrain_epochs=2, prune_epochs=2, finetune_epochs=2)
+PLAN = HydraPlan(pretrain_epochs=2, score_epochs=1, finetune_epochs=2)
 
 
 def run(**changes: Any) -> Any:
@@ -79,42 +91,160 @@ def test_three_phases(objective: str, tmp_path: Path) -> None:
     steps = {"attack_steps": 2} if objective == "trades" else {}
     chosen = run(objective=objective, **steps)
     outcome = train_hydra(chosen, tmp_path, PLAN, dataset=toy.images())
-    dense = torch.load(tmp_path / "pre-train" / "model.pt")
-    pruned = torch.load(tmp_path / PRUNED / "scores.pt")
-    tuned = torch.load(tmp_path / FINETUNED / "model.pt")
-    for name, mask in pruned["masks"].items():
-        assert torch.equal(pruned["model"][name], dense[name])  # frozen while scores learned
+    dense = torch.load(tmp_path / PRETRAINED / "model.pt")
+    pruned = torch.load(tmp_path / PRUNED / "model.pt")
+    tuned = torch.load(tmp_path / "model.pt")
+    names = [name for name in dense if name.endswith("weight") and dense[name].dim() > 1]
+    assert len(names) == 3
+    chosen_by_size = []
+    for name in names:
+        stem = name.removesuffix("weight") + "parametrizations.weight"
+        mask = kept_by_score(pruned[f"{stem}.0.scores"], 0.25)
+        assert torch.equal(pruned[f"{stem}.original"], dense[name])  # frozen while scores learned
         assert int(mask.sum()) == mask.numel() - int(0.75 * mask.numel())
         assert int(tuned[name][~mask].count_nonzero()) == 0
         assert not torch.equal(tuned[name], dense[name] * mask)
-    magnitudes = {n: kept_by_score(dense[n], 0.25) for n in pruned["masks"]}
-    assert any(not torch.equal(m, pruned["masks"][n]) for n, m in magnitudes.items())
+        chosen_by_size.append(torch.equal(mask, kept_by_score(dense[name], 0.25)))
+    assert not all(chosen_by_size)
     per_epoch = 1.0 if objective == "standard" else 2.0 + 1 / 3 + 2 * 2 / 3
-    assert outcome.data_passes == pytest.approx(6 * per_epoch)
-    assert outcome.last.sparsity == pytest.approx(0.75, abs=0.01)
-    summary = json.loads((tmp_path / "hydra.json").read_text())
-    assert summary["test_accuracy"] == outcome.last.test_accuracy
-    assert set(summary["phases"]) == {"pre-train", "prune", "fine-tune"}
+    assert (outcome.finished, outcome.resumed) == (True, False)
+    assert outcome.records[-1].data_passes == pytest.approx(5 * per_epoch)
 
 
-def test_it_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = train_hydra(run(), tmp_path / "whole", PLAN, dataset=toy.images())
-    finish, calls = Session.finish_epoch, iter(range(99))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained at once, never stopped."""
+    folder: Path = tmp_path_factory.mktemp("hydra") / "run"
+    train_hydra(run(), folder, PLAN, dataset=toy.images())
+    return folder
 
-    def failing(session: Session) -> Any:
-        if next(calls) == 3:  # in the second epoch of the scores
-            raise KeyboardInterrupt
-        return finish(session)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(Session, "finish_epoch", failing)
-        with pytest.raises(KeyboardInterrupt):
-            train_hydra(run(), tmp_path / "part", PLAN, dataset=toy.images())
-    again = train_hydra(run(), tmp_path / "part", PLAN, dataset=toy.images())
-    assert toy.without_time(again.last) == toy.without_time(whole.last)
-    assert again.data_passes == whole.data_passes
-    states = [toy.stored_state(tmp_path / n / FINETUNED) for n in ("whole", "part")]
+def test_the_folder_is_that_of_one_run(whole: Path) -> None:
+    (found,) = find_runs(whole.parent)
+    assert (found.folder, found.label, found.seed) == (whole, "hydra", 0)
+    assert [record.epoch for record in found.epochs] == [1, 2, 3, 4, 5]
+    assert [record.step for record in found.epochs] == [5, 10, 15, 20, 25]
+    phases = found.manifest["phases"]
+    assert [(p["name"], p["first_epoch"], p["last_epoch"]) for p in phases] == [
+        ("pre-train", 1, 2),
+        ("prune", 3, 3),
+        ("fine-tune", 4, 5),
+    ]
+    assert found.manifest["hydra"]["score_epochs"] == 1
+    assert found.manifest["run"]["loop"]["epochs"] == 5
+    dense, pruned, tuned = (found.epochs[place] for place in (1, 2, 4))
+    assert dense.sparsity == 0.0
+    # The pruned network computes with the weights that are fine-tuned later, as many in each layer.
+    assert (
+        pruned.active_weights == tuned.active_weights == found.manifest["network"]["active_weights"]
+    )
+    assert pruned.sparsity == pytest.approx(tuned.sparsity) == pytest.approx(0.75, abs=0.01)
+
+
+def test_costs_are_those_of_all_phases(whole: Path) -> None:
+    (found,) = find_runs(whole)
+    parts = [read_run(whole / name).epochs for name in (PRETRAINED, PRUNED, FINETUNED)]
+    for name in ("data_passes", "training_flops", "training_seconds", "evaluation_seconds"):
+        costs = [getattr(record, name) for record in found.epochs]
+        assert costs == sorted(costs)
+        assert costs[-1] == pytest.approx(sum(getattr(part[-1], name) for part in parts))
+        assert costs[2] == pytest.approx(sum(getattr(part[-1], name) for part in parts[:2]))
+    assert found.epochs[4].exploration_rate == 1.0  # all were active, in the first phase
+
+
+def test_it_is_evaluated_and_shipped_like_any_run(whole: Path, tmp_path: Path) -> None:
+    network = torch.load(whole / "model.pt")
+    assert toy.differences(network, torch.load(whole / FINETUNED / "model.pt")) == []
+    exported = export_stored(whole, out=tmp_path / "network.safetensors")
+    shipped = load_sparse(exported.path)
+    assert shipped.metadata["label"] == "hydra"
+    assert toy.differences(dict(shipped.dense()), network) == []
+
+
+def stopping_after(steps: int) -> Callable[[], bool]:
+    counted = iter(range(10_000))
+    return lambda: next(counted) + 1 >= steps
+
+
+# Steps are asked about one by one: 5 an epoch, 10 of pre-training, then 5 of scores.
+@pytest.mark.parametrize("steps", [3, 10, 12, 15, 18])
+def test_it_goes_on_where_it_was_stopped(steps: int, whole: Path, tmp_path: Path) -> None:
+    first = train_hydra(
+        run(), tmp_path, PLAN, dataset=toy.images(), should_stop=stopping_after(steps)
+    )
+    assert (first.finished, first.resumed) == (False, False)
+    assert not (tmp_path / "model.pt").exists()
+    done = [r.epoch for r in read_run(tmp_path).epochs]
+    assert done == [r.epoch for r in first.records] == list(range(1, (steps - 1) // 5 + 1))
+    again = train_hydra(run(), tmp_path, PLAN, dataset=toy.images())
+    assert (again.finished, again.resumed) == (True, True)
+    expected = [toy.without_time(record) for record in read_run(whole).epochs]
+    assert [toy.without_time(record) for record in again.records] == expected
+    states = [torch.load(folder / "model.pt") for folder in (whole, tmp_path)]
     assert toy.differences(*states) == []
+
+
+def test_a_finished_run_is_not_trained_again(whole: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()}
+    again = train_hydra(run(), whole, PLAN)  # without data, which nobody reads
+    assert (again.finished, again.resumed, len(again.records)) == (True, True, 5)
+    assert {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()} == before
+
+
+def test_another_run_in_the_folder_is_refused(whole: Path) -> None:
+    moved = HydraPlan(pretrain_epochs=1, score_epochs=2, finetune_epochs=2)
+    with pytest.raises(ValueError, match="pretrain-epochs 2 instead of 1"):
+        train_hydra(run(), whole, moved, dataset=toy.images())
+    with pytest.raises(ValueError, match=r"another run \(sparsity 0.75 instead of 0.5"):
+        train_hydra(run(sparsity=0.5), whole, PLAN, dataset=toy.images())
+    with pytest.raises(ValueError, match="label hydra instead of other"):
+        train_hydra(run(), whole, PLAN, label="other", dataset=toy.images())
+
+
+def test_overwriting_begins_with_the_first_phase(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "copy")
+    stopped = train_hydra(
+        run(), tmp_path / "copy", PLAN, dataset=toy.images(), overwrite=True,
+        should_stop=stopping_after(7),
+    )  # fmt: skip
+    assert (stopped.finished, len(stopped.records)) == (False, 1)
+    assert not list((tmp_path / "copy").rglob("model.pt"))  # none of the earlier run is left
+
+
+def test_observers_see_one_training(tmp_path: Path) -> None:
+    told: list[Any] = []
+
+    class Watching:
+        def start(self, session: Session) -> None:
+            told.append((session.epochs_before, session.steps_before, session.epochs_in_all))
+
+        def refreshed(self, session: Session, batch: Any) -> None:
+            raise AssertionError("there is nothing to refresh")
+
+        def stepped(self, session: Session, samples: int) -> None:
+            pass
+
+        def recorded(self, session: Session, record: Any) -> None:
+            told.append((record.epoch, round(record.data_passes)))
+
+        def stop(self) -> None:
+            pass
+
+    names: list[str] = []
+    train_hydra(
+        run(), tmp_path, PLAN, dataset=toy.images(), observers=(Watching(),),
+        on_phase=lambda phase: names.append(phase.name),
+    )  # fmt: skip
+    assert names == [PRETRAINED, PRUNED, FINETUNED]
+    starts = [(0, 0, 5), (2, 10, 5), (3, 15, 5)]
+    assert told == [starts[0], (1, 1), (2, 2), starts[1], (3, 3), starts[2], (4, 4), (5, 5)]
+
+
+def test_the_usual_folder_knows_the_plan() -> None:
+    usual = hydra_folder(run(), PLAN)
+    assert usual.name.startswith("digits-mlp-hydra-s0.75-seed0-")
+    longer = HydraPlan(pretrain_epochs=1, score_epochs=2, finetune_epochs=2)
+    assert len({usual, hydra_folder(run(), longer), hydra_folder(run(sparsity=0.5), PLAN)}) == 3
 
 
 def test_the_engine_starts_from_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,3 +271,9 @@ def test_the_engine_starts_from_the_same_weights(monkeypatch: pytest.MonkeyPatch
 def test_nothing_to_prune_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="HYDRA prunes to a --sparsity above 0"):
         train_hydra(run(sparsity=0.0), tmp_path, PLAN)
+    # What is wrong with the last phase is said before the first begins.
+    with pytest.raises(ValueError, match="--finetune-epochs is at least 1; got 0"):
+        train_hydra(run(), tmp_path, HydraPlan(pretrain_epochs=1, finetune_epochs=0))
+    with pytest.raises(ValueError, match="--learning-rate must be above 0"):
+        train_hydra(run(), tmp_path, HydraPlan(pretrain_epochs=1, finetune_rate=0.0))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,1 @@
+"""The command `hydra`: prune a trained network, to compare sparse training with."""
