@@ -43,6 +43,7 @@ _STOPPED = 130
 def train(run: tyro.conf.OmitArgPrefixes[Run], output: tyro.conf.OmitArgPrefixes[Output]) -> int:
     """Train one network; run again to go on after a stop."""
     validate(run)
+    from equipoise.analyses.along import measuring
     from equipoise.training.build import default_output
     from equipoise.training.loop import TENSORBOARD
     from equipoise.training.loop import train as train_run
@@ -55,6 +56,7 @@ def train(run: tyro.conf.OmitArgPrefixes[Run], output: tyro.conf.OmitArgPrefixes
     observers: list[Observer] = [Bar(console, run.label)]
     if output.tensorboard:
         observers.append(_tensorboard(TensorBoard, folder / TENSORBOARD))
+    observers += measuring(output.measure, folder)
     flag = StopFlag()
     flag.install()
     outcome = train_run(

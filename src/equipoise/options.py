@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from equipoise.recipes import RecipeName
+
+AlongTraining = Literal["gradient_correlation", "gradient_norms"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,9 @@ class Output:
     """Time between checkpoints within an epoch."""
     tensorboard: bool = False
     """Write TensorBoard event files too."""
+    measure: tuple[AlongTraining, ...] = ()
+    """Measure gradients after every epoch, or in every step; training ends bit for bit as without
+    it, and its seconds are not charged."""
     threads: int | None = None
     """Processor threads; default: torch's choice."""
 

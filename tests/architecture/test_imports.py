@@ -86,6 +86,7 @@ ALLOWED = {
     "showing": {"records", "reports"},
     "diagnosing": {"reports", "settings", "training"},
     "cli": {
+        "analyses",
         "arguments",
         "attacks",
         "demos",
