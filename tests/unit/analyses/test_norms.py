@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,8 @@ from equipoise.analyses.rows import read_rows
 from equipoise.training.loop import train
 from equipoise.training.session import Session
 
-toy = import_module("tests.unit.training.toy")
-near = import_module("tests.unit.analyses.test_correlation")
+toy: Any = import_module("tests.unit.training.toy")
+near: Any = import_module("tests.unit.analyses.test_correlation")
 
 
 @pytest.mark.parametrize("name", near.SETUPS)
@@ -34,7 +35,7 @@ def test_a_training_ends_bit_for_bit_as_without_it(name: str, tmp_path: Path) ->
     assert not path.with_suffix(".pt").exists()
 
 
-class ByHand(toy.Watcher):  # type: ignore[misc]
+class ByHand(toy.Watcher):
     """What the optimizer was given at every step, and the gradient of the batch alone."""
 
     def __init__(self) -> None:
@@ -42,8 +43,10 @@ class ByHand(toy.Watcher):  # type: ignore[misc]
 
     def stepped(self, session: Session, samples: int) -> None:
         masks, named = session.topology.masks, session.model.named_parameters()
-        total = sum(float((p.grad * masks.get(n, torch.ones(()))).square().sum()) for n, p in named)
-        self.corrected.append(math.sqrt(total))
+        given = [
+            p.grad * masks.get(name, torch.ones(())) for name, p in named if p.grad is not None
+        ]
+        self.corrected.append(float(toy.flat(given).norm()))
 
 
 @pytest.mark.parametrize("corrector", ["none", "svrg", "table", "age", "mvr"])
