@@ -78,6 +78,7 @@ ALLOWED = {
         "analyses",
         "correction",
         "data",
+        "measure",
         "points",
         "records",
         "training",
