@@ -20,6 +20,7 @@ from equipoise.arguments import Arm, check_words, nearest, parse_arm
 from equipoise.attacks.settings import Attacking, check_attacking
 from equipoise.demos.settings import Demonstrating, check_demonstrating
 from equipoise.options import (
+    Analysing,
     Comparison,
     Diagnosing,
     Evaluation,
@@ -27,6 +28,7 @@ from equipoise.options import (
     Output,
     Planning,
     Reporting,
+    check_analysing,
 )
 from equipoise.recipes import expanded
 from equipoise.settings import Run, setting_types, with_setting
@@ -235,6 +237,16 @@ def diagnose(
     return 0
 
 
+def analyse(analysing: tyro.conf.OmitArgPrefixes[Analysing]) -> int:
+    """Measure gradients, times to an accuracy, or the theory: equipoise analyse WHAT [FOLDER]."""
+    check_analysing(analysing)
+    from equipoise.analysing import show_analysis
+
+    _set_threads(analysing.threads)
+    show_analysis(analysing, Console())
+    return 0
+
+
 def demo(demonstrating: tyro.conf.OmitArgPrefixes[Demonstrating]) -> int:
     """Show what correction is worth, with every control: equipoise demo correction.
 
@@ -277,6 +289,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "export": export,
     "report": report,
     "diagnose": diagnose,
+    "analyse": analyse,
     "plan": plan_training,
     "bench": bench,
     "demo": demo,
@@ -332,6 +345,9 @@ def _named(words: list[str]) -> list[str]:
     """`equipoise report FOLDER` means `equipoise report --runs FOLDER`."""
     takes = {"report": "--runs", "diagnose": "--folder", "demo": "--name"}
     takes |= dict.fromkeys(("evaluate", "attack", "export"), "--run")
+    if words[:1] == ["analyse"] and len(words) > 1 and not words[1].startswith("-"):
+        place = [] if len(words) < 3 or words[2].startswith("-") else ["--folder"]
+        return ["analyse", "--what", words[1], *place, *words[2:]]
     folder = takes.get(words[0]) if words else None
     if folder is None or len(words) < 2 or words[1].startswith("-"):
         return words

@@ -86,8 +86,10 @@ ALLOWED = {
     "listing": {"data", "models", "settings"},
     "showing": {"records", "reports"},
     "diagnosing": {"reports", "settings", "training"},
+    "analysing": {"analyses", "options", "records", "reports", "showing"},
     "cli": {
         "analyses",
+        "analysing",
         "arguments",
         "attacks",
         "demos",
