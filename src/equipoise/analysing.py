@@ -57,8 +57,7 @@ def show_analysis(analysing: Analysing, console: Console) -> None:
         FileNotFoundError: The data are not on this machine, or no network is stored.
     """
     if analysing.what == "theorem-1":
-        for table in theorem_tables(analysing):
-            print_table(table, console)
+        print_table(theorem_table(analysing), console)
         return
     if analysing.what == "parabola":
         _write(parabola_panels(Parabola()), analysing.out or Path("parabola.png"), console)
@@ -126,7 +125,7 @@ def _write(panels: Sequence[Panel], path: Path, console: Console) -> None:
     console.print(f"Wrote {path}", highlight=False, soft_wrap=True)
 
 
-def theorem_tables(analysing: Analysing) -> list[Table]:
+def theorem_table(analysing: Analysing) -> Table:
     """Constants and bounds for AGENT and for SVRG, and the slips of the printed proof."""
     mu = 0.1 if analysing.mu is None and analysing.step_size is None else analysing.mu
 
@@ -160,23 +159,16 @@ def theorem_tables(analysing: Analysing) -> list[Table]:
         )
         for name, found in (("AGENT", ours), ("SVRG", svrg))
     ]
-    return [
-        Table(
-            title="Theorem 1: bounds on the squared norm of the gradient",
-            columns=("", "c", "mu", "eta", "m", "nu", "kappa", "First term", "Noise", "Bound"),
-            rows=tuple(rows),
-            notes=(
-                "A larger nu is better; where it is not above 0 there is no bound. The first term "
-                "of AGENT is divided by the batch size and that of SVRG is not, as in the paper.",
-            ),
+    return Table(
+        title="Theorem 1: bounds on the squared norm of the gradient",
+        columns=("", "c", "mu", "eta", "m", "nu", "kappa", "First term", "Noise", "Bound"),
+        rows=tuple(rows),
+        notes=(
+            "A larger nu is better; where it is not above 0 there is no bound. The first term "
+            "of AGENT is divided by the batch size and that of SVRG is not, as in the paper.",
+            *(f"Slip. {s.place}: printed {s.printed}; {s.right}." for s in SLIPS),
         ),
-        Table(
-            title="Slips of the printed theory",
-            columns=("Place",),
-            rows=(),
-            notes=tuple(f"{s.place}: printed {s.printed}; {s.right}." for s in SLIPS),
-        ),
-    ]
+    )
 
 
 def parabola_panels(picture: Parabola, count: int = 101) -> list[Panel]:

@@ -13,8 +13,7 @@ from equipoise.reports.panels import Line, Panel
 from equipoise.reports.tables import Table
 
 Rows = Sequence[Mapping[str, Any]]
-PHASES = 5
-"""Parts of a training that table 11 averages over."""
+_FIFTHS = ("1st", "2nd", "3rd", "4th", "5th")  # table 11 averages over these
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +88,14 @@ def correlation_table(runs: Iterable[Measured]) -> Table:
     return Table(
         title="Correlation with the gradient of one epoch ago, active coordinates",
         columns=(
-            *("Run", "Seed", "Sparsity", "First third", "Second third", "Last third"),
-            *("Of batches", "Extra passes"),
+            *("Run", "Seed", "Sparsity", "1st third", "2nd third", "3rd third"),
+            *("Batches", "Passes"),
         ),
         rows=tuple(rows),
-        notes=("First to last third: full gradients, means over the epochs of each.",),
+        notes=(
+            "Thirds of the training: full gradients, means over the epochs of each. Batches: mean "
+            "over single batches and all epochs. Passes: what measuring cost beside the training.",
+        ),
     )
 
 
@@ -112,16 +114,18 @@ def norms_table(runs: Iterable[Measured]) -> Table:
         (
             run.label,
             str(run.seed),
+            f"{run.sparsity:.4g}",
             words,
-            *(_cell(_numbers(part, name), "{:.3g}") for part in _parts(run.rows, PHASES)),
+            *(_cell(_numbers(part, name), "{:.3g}") for part in _parts(run.rows, len(_FIFTHS))),
         )
         for run in runs
-        for name, words in (("new", "of the batch"), ("corrected", "corrected"))
+        for name, words in (("new", "batch"), ("corrected", "corrected"))
     ]
     return Table(
         title="Norm of the gradients, active coordinates, before weight decay",
-        columns=("Run", "Seed", "Gradient", *(f"Fifth {n}" for n in range(1, PHASES + 1))),
+        columns=("Run", "Seed", "Sparsity", "Gradient", *_FIFTHS),
         rows=tuple(rows),
+        notes=("1st to 5th: means over the epochs of each fifth of the training.",),
     )
 
 
@@ -177,13 +181,15 @@ def _over_sparsity(runs: Sequence[Measured], name: str) -> list[Line]:
 
 
 def _over_epochs(runs: Sequence[Measured], name: str) -> list[Line]:
-    """A line for each label, means over its seeds."""
+    """A line for each label and sparsity, means over its seeds."""
     lines = []
-    for label in dict.fromkeys(run.label for run in runs):
-        rows = [row for run in runs if run.label == label for row in run.rows]
+    several = len({run.sparsity for run in runs}) > 1
+    for label, sparsity in dict.fromkeys((run.label, run.sparsity) for run in runs):
+        chosen = [run for run in runs if (run.label, run.sparsity) == (label, sparsity)]
+        rows = [row for run in chosen for row in run.rows]
         epochs = sorted({int(row["epoch"]) for row in rows})
         means = [_mean(_numbers([r for r in rows if r["epoch"] == e], name)) for e in epochs]
-        lines.append(Line(label, epochs, means))
+        lines.append(Line(f"{label}, {sparsity:.4g}" if several else label, epochs, means))
     return lines
 
 

@@ -68,7 +68,7 @@ def panels_png(panels: Sequence[Panel], note: str = "") -> bytes:
     labels = list(dict.fromkeys(line.label for panel in panels for line in panel.lines))
     # Labels come from records: a dollar sign in one must not start a formula.
     with rc_context({"text.parse_math": False, "font.size": 10}):
-        figure = Figure(figsize=(5.5 * len(panels), 4.6), layout="constrained")
+        figure = Figure(figsize=(2.0 + 5.0 * len(panels), 4.6), layout="constrained")
         for axes, panel in zip(
             figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
         ):
@@ -77,7 +77,13 @@ def panels_png(panels: Sequence[Panel], note: str = "") -> bytes:
         for axes in figure.axes:
             found, names = axes.get_legend_handles_labels()
             handles |= dict(zip(names, found, strict=True))
-        figure.legend(handles.values(), handles, loc="outside upper center", ncols=3, frameon=False)
+        figure.legend(
+            handles.values(),
+            handles,
+            loc="outside upper center",
+            ncols=2 * len(panels),
+            frameon=False,
+        )
         figure.supxlabel(note, fontsize=9)
         image = BytesIO()
         figure.savefig(image, format="png", dpi=DOTS_PER_INCH)
@@ -100,6 +106,10 @@ def _draw(axes: Any, panel: Panel, labels: Sequence[str]) -> None:
         )
     if panel.logarithmic and any(v for line in panel.lines for v in line.y if v and v > 0.0):
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")  # the usual one writes formulas
+        axes.yaxis.set_minor_formatter("")
+    if panel.x == "Epoch":
+        axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title(panel.title, fontsize=10)
     axes.set_xlabel(panel.x)
     axes.set_ylabel(panel.y)
