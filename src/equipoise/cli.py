@@ -21,6 +21,7 @@ from equipoise.attacks.settings import Attacking, check_attacking
 from equipoise.comparing import arms_of, comparison_folder
 from equipoise.demos.settings import Demonstrating, check_demonstrating
 from equipoise.options import (
+    Analysing,
     Comparison,
     Diagnosing,
     Evaluation,
@@ -28,6 +29,7 @@ from equipoise.options import (
     Output,
     Planning,
     Reporting,
+    check_analysing,
 )
 from equipoise.pruning.settings import Pruning, pruning_run
 from equipoise.recipes import expanded
@@ -51,6 +53,7 @@ _STOPPED = 130
 def train(run: tyro.conf.OmitArgPrefixes[Run], output: tyro.conf.OmitArgPrefixes[Output]) -> int:
     """Train one network; run again to go on after a stop."""
     validate(run)
+    from equipoise.analyses.along import measuring
     from equipoise.training.build import default_output
     from equipoise.training.loop import train as train_run
     from equipoise.training.observers import Bar
@@ -59,13 +62,14 @@ def train(run: tyro.conf.OmitArgPrefixes[Run], output: tyro.conf.OmitArgPrefixes
     console = Console()
     _set_threads(output.threads)
     folder = output.out or default_output(run)
+    observers = (Bar(console, run.label), *_watching(folder, wanted=output.tensorboard))
     flag = StopFlag()
     flag.install()
     outcome = train_run(
         run,
         folder,
         dataset=_load_images(run, console),
-        observers=(Bar(console, run.label), *_watching(folder, wanted=output.tensorboard)),
+        observers=(*observers, *measuring(output.measure, folder)),
         should_stop=flag,
         checkpoint_seconds=output.checkpoint_seconds,
         overwrite=output.overwrite,
@@ -260,6 +264,16 @@ def diagnose(
     return 0
 
 
+def analyse(analysing: tyro.conf.OmitArgPrefixes[Analysing]) -> int:
+    """Measure gradients, times to an accuracy, or the theory: equipoise analyse WHAT [FOLDER]."""
+    check_analysing(analysing)
+    from equipoise.analysing import show_analysis
+
+    _set_threads(analysing.threads)
+    show_analysis(analysing, Console())
+    return 0
+
+
 def demo(demonstrating: tyro.conf.OmitArgPrefixes[Demonstrating]) -> int:
     """Show what correction is worth, with every control: equipoise demo correction.
 
@@ -303,6 +317,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "export": export,
     "report": report,
     "diagnose": diagnose,
+    "analyse": analyse,
     "plan": plan_training,
     "bench": bench,
     "demo": demo,
@@ -358,6 +373,9 @@ def _named(words: list[str]) -> list[str]:
     """`equipoise report FOLDER` means `equipoise report --runs FOLDER`."""
     takes = {"report": "--runs", "diagnose": "--folder", "demo": "--name"}
     takes |= dict.fromkeys(("evaluate", "attack", "export"), "--run")
+    if words[:1] == ["analyse"] and len(words) > 1 and not words[1].startswith("-"):
+        place = [] if len(words) < 3 or words[2].startswith("-") else ["--folder"]
+        return ["analyse", "--what", words[1], *place, *words[2:]]
     folder = takes.get(words[0]) if words else None
     if folder is None or len(words) < 2 or words[1].startswith("-"):
         return words

@@ -78,6 +78,7 @@ ALLOWED = {
         "analyses",
         "correction",
         "data",
+        "measure",
         "points",
         "records",
         "training",
@@ -87,7 +88,10 @@ ALLOWED = {
     "listing": {"data", "models", "settings"},
     "showing": {"records", "reports"},
     "diagnosing": {"reports", "settings", "training"},
+    "analysing": {"analyses", "options", "records", "reports", "showing"},
     "cli": {
+        "analyses",
+        "analysing",
         "arguments",
         "attacks",
         "comparing",

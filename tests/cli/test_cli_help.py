@@ -20,7 +20,7 @@ from equipoise.models import model_names
 
 COMMANDS = (
     *("train", "compare", "hydra", "evaluate", "attack", "export"),
-    *("report", "plan", "bench", "demo", "list"),
+    *("report", "analyse", "plan", "bench", "demo", "list"),
 )
 
 WITHOUT_TORCH = """

@@ -40,8 +40,8 @@ def pearson(x: Tensor, y: Tensor) -> float | None:
         In [-1, 1]; None where there is none: a vector is constant, empty or not finite.
 
     Example:
-        >>> pearson(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 4.0, 6.0]))
-        1.0
+        >>> pearson(torch.tensor([0.0, 1.0, 0.0, 1.0]), torch.tensor([0.0, 0.0, 1.0, 1.0]))
+        0.0
         >>> pearson(torch.tensor([1.0, 2.0]), torch.ones(2)) is None
         True
     """

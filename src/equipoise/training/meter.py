@@ -6,14 +6,14 @@ import resource
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-OUTSIDE_TRAINING = frozenset({"evaluation", "checkpoint"})
+OUTSIDE_TRAINING = frozenset({"evaluation", "checkpoint", "analysis"})
 """Parts whose time and passes are not training."""
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -47,6 +47,7 @@ class Meter:
         self._mark: Any = None
         self._pending: list[tuple[str, Any, Any]] = []
         self._peak_before = 0
+        self._listeners: list[tuple[str, str, Callable[[], None]]] = []
         reset_peak_memory(device)
 
     @contextmanager
@@ -54,6 +55,7 @@ class Meter:
         self, part: str, /, *, samples: float = 0.0, forwards: int = 0, backwards: int = 0
     ) -> Iterator[None]:
         """Enters `part`; see `equipoise.measure.Measure`."""
+        self._tell("entered", part)
         self._switch()
         self._open.append(part)
         try:
@@ -63,6 +65,39 @@ class Meter:
         finally:
             self._switch()
             self._open.pop()
+        self._tell("left", part)
+
+    @contextmanager
+    def listening(
+        self, event: Literal["entered", "left"], part: str, call: Callable[[], None]
+    ) -> Iterator[None]:
+        """Inside, `call` is made whenever a part was entered or left; its time is no training.
+
+        Args:
+            event: Before the work of the part, or after it unless that failed.
+            part: Name of the part.
+            call: Takes nothing; must change nothing that training depends on.
+
+        Example:
+            >>> meter = Meter(torch.device("cpu"))
+            >>> with meter.listening("left", "refresh", lambda: print("refreshed")):
+            ...     with meter("refresh"):
+            ...         pass
+            refreshed
+        """
+        listener = (event, part, call)
+        self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            self._listeners.remove(listener)
+
+    def _tell(self, event: str, part: str) -> None:
+        """Calls those who listen for this."""
+        for when, where, call in self._listeners:
+            if (when, where) == (event, part):
+                with self("analysis"):
+                    call()
 
     def seconds(self, part: str) -> float:
         """Wall seconds spent in one part, inner parts left out."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.engine.network import plain_state
+from equipoise.points import device_of
 from equipoise.records import read_run
 from equipoise.settings import Run, as_plain, from_plain, with_setting
 from equipoise.shipping import SparseFileSummary, SparseState, load_sparse, save_sparse
@@ -144,6 +145,26 @@ def evaluate_stored(
         active_weights=sum(int(torch.count_nonzero(w)) for w in weights),
         maskable_weights=sum(w.numel() for w in weights),
     )
+
+
+def stored_masks(folder: Path, model: nn.Module) -> dict[str, Tensor]:
+    """Which weights of a run's network are active, by the plain names of its parameters.
+
+    Args:
+        folder: Of the run.
+        model: From `load_stored`.
+
+    Returns:
+        Bool, on the device of the model; the masks of the checkpoint, or without one the weights
+        that are not zero.
+
+    Raises:
+        ValueError: The checkpoint is damaged.
+    """
+    masks = _masks_in(folder / CHECKPOINT)
+    if masks is None:
+        return {name: p.detach() != 0 for name, p in sparse_parameters(model).items()}
+    return {name: mask.to(device_of(model)) for name, mask in masks.items()}
 
 
 def export_stored(folder: Path, *, out: Path | None = None, overwrite: bool = False) -> Exported:

@@ -81,10 +81,42 @@ def test_evaluation_and_checkpoints_are_not_training(clock: Clock) -> None:
         for part in sorted(OUTSIDE_TRAINING):
             with meter(part, samples=10, forwards=1, backwards=1):
                 clock.now += 10.0
-    assert {"evaluation", "checkpoint"} == OUTSIDE_TRAINING
+    assert {"evaluation", "checkpoint", "analysis"} == OUTSIDE_TRAINING
     assert meter.training_seconds == 1.0
     assert meter.seconds("evaluation") == meter.seconds("checkpoint") == 10.0
     assert (meter.forward_samples, meter.backward_samples) == (0, 0)
+
+
+def test_who_listens_is_told_in_time_that_is_no_training(clock: Clock) -> None:
+    meter, told = Meter(CPU), []
+
+    def hear() -> None:
+        told.append(meter.seconds("refresh"))
+        clock.now += 5.0
+
+    with meter("other"):
+        with meter.listening("entered", "refresh", hear), meter.listening("left", "refresh", hear):
+            clock.now += 1.0
+            with meter("refresh"):
+                clock.now += 2.0
+            with meter("data"):
+                clock.now += 4.0
+        with meter("refresh"):
+            clock.now += 8.0
+    assert told == [0.0, 2.0]
+    assert meter.seconds("analysis") == 10.0
+    assert meter.training_seconds == 15.0
+
+
+def test_a_part_that_failed_was_not_left() -> None:
+    meter, told = Meter(CPU), []
+    with meter.listening("left", "refresh", lambda: told.append(1)):
+        with pytest.raises(ZeroDivisionError), meter("refresh"):
+            raise ZeroDivisionError
+        assert not told
+        with meter("refresh"):
+            pass
+    assert told == [1]
 
 
 @given(st.lists(st.tuples(st.sampled_from(PARTS), st.integers(0, 3)), max_size=30))
