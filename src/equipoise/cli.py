@@ -29,6 +29,7 @@ from equipoise.options import (
     Reporting,
 )
 from equipoise.recipes import expanded
+from equipoise.reproducing.settings import Reproducing, check_reproducing
 from equipoise.settings import Run, setting_types, with_setting
 from equipoise.speed.settings import Benchmark, check_benchmark
 from equipoise.validation import validate
@@ -250,6 +251,26 @@ def demo(demonstrating: tyro.conf.OmitArgPrefixes[Demonstrating]) -> int:
     return _STOPPED
 
 
+def reproduce(reproducing: tyro.conf.OmitArgPrefixes[Reproducing]) -> int:
+    """Train what tables and figures of the paper need, and tell what comes of it.
+
+    Runs are shared between experiments. The same command goes on after a stop.
+    """
+    check_reproducing(reproducing)
+    console = Console()
+    if reproducing.list:
+        from equipoise.reproducing.tables import print_status
+
+        print_status(reproducing, console)
+        return 0
+    from equipoise.reproducing.commands import reproduce as reproduce_named
+
+    if reproduce_named(reproducing, console, _load_images):
+        return 0
+    _say_stopped(console, reproducing.out, overwrite=reproducing.overwrite)
+    return _STOPPED
+
+
 def bench(benchmark: tyro.conf.OmitArgPrefixes[Benchmark]) -> int:
     """Time whole training steps with the engine against masks, in turns in one process."""
     check_benchmark(benchmark)
@@ -278,6 +299,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "plan": plan_training,
     "bench": bench,
     "demo": demo,
+    "reproduce": reproduce,
     "list": list_everything,
 }
 
@@ -328,7 +350,7 @@ def _check(words: Sequence[str]) -> None:
 
 def _named(words: list[str]) -> list[str]:
     """`equipoise report FOLDER` means `equipoise report --runs FOLDER`."""
-    takes = {"report": "--runs", "diagnose": "--folder", "demo": "--name"}
+    takes = {"report": "--runs", "diagnose": "--folder", "demo": "--name", "reproduce": "--names"}
     takes |= dict.fromkeys(("evaluate", "attack", "export"), "--run")
     folder = takes.get(words[0]) if words else None
     if folder is None or len(words) < 2 or words[1].startswith("-"):
