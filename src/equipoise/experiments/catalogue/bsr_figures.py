@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from equipoise.experiments.catalogue.bsr_tables import MODELS, SPARSITIES, SVHN, pair
-from equipoise.experiments.catalogue.parts import Arms, Cells, by_name, cells_of, per_cent
+from equipoise.experiments.catalogue.parts import Arms, Cells, by_name, cells_of, per_cent, shorter
 from equipoise.experiments.families import bsr, bsr_original, changed
 from equipoise.experiments.values import Cell, Experiment, Scale
 
@@ -104,52 +104,68 @@ def figure_24(scale: Scale) -> tuple[Cell, ...]:
 
 _CURVES = "test accuracy by epoch"
 _HOURS = "hours and epochs until an accuracy"
-_SETTINGS: tuple[tuple[int, str, Cells], ...] = (
-    (6, "VGG-16 on CIFAR-10, standard", _sparsities("vgg16")),
-    (7, "VGG-16 on CIFAR-10, AT", _sparsities("vgg16", objective="at")),
-    (8, "WRN-28-4 on CIFAR-10, standard", _sparsities("wrn_28_4")),
-    (9, "WRN-28-4 on CIFAR-10, AT", _sparsities("wrn_28_4", objective="at")),
-    (10, "VGG-16 on SVHN, standard", _sparsities("vgg16", **SVHN)),
-    (11, "VGG-16 on SVHN, TRADES", _sparsities("vgg16", objective="trades", **SVHN)),
+_SETTINGS: tuple[tuple[int, str, Cells, tuple[str, ...]], ...] = (
+    (6, "VGG-16 on CIFAR-10, standard", _sparsities("vgg16"), ()),
+    (7, "VGG-16 on CIFAR-10, AT", _sparsities("vgg16", objective="at"), ("90 %",)),
+    (8, "WRN-28-4 on CIFAR-10, standard", _sparsities("wrn_28_4"), ("90 %",)),
+    (9, "WRN-28-4 on CIFAR-10, AT", _sparsities("wrn_28_4", objective="at"), ("90 %", "(ori)")),
+    (10, "VGG-16 on SVHN, standard", _sparsities("vgg16", **SVHN), ()),
+    (11, "VGG-16 on SVHN, TRADES", _sparsities("vgg16", objective="trades", **SVHN), ("90 %",)),
 )
+"""Number, setting, cells, and what is left out at `cpu`."""
+
+
+def _curves_and_hours() -> tuple[Experiment, ...]:
+    """Figures 6 to 11, and 16 to 21 on the same runs."""
+    experiments: list[Experiment] = []
+    for number, what, cells, left_out in _SETTINGS:
+        both = (
+            Experiment(
+                name=f"figure-{number}",
+                title=f"BSR-Net with and without AGENT: {what}",
+                quantity=_CURVES,
+                cells=cells,
+            ),
+            Experiment(
+                name=f"figure-{number + 10}",
+                title=f"Hours until an accuracy: {what}",
+                quantity=_HOURS,
+                cells=cells,
+                notes={"paper": ("captions say hours and the text epochs; both are written",)},
+            ),
+        )
+        experiments += (shorter(one, *left_out) if left_out else one for one in both)
+    return tuple(experiments)
+
 
 BSR_FIGURES = by_name(
-    Experiment(
-        name="figure-4",
-        title="Epochs until an accuracy, BSR-Net at 99 % on CIFAR-10",
-        quantity="epochs until an accuracy",
-        cells=figure_4,
-    ),
-    *(
+    shorter(
         Experiment(
-            name=f"figure-{number}",
-            title=f"BSR-Net with and without AGENT: {what}",
+            name="figure-4",
+            title="Epochs until an accuracy, BSR-Net at 99 % on CIFAR-10",
+            quantity="epochs until an accuracy",
+            cells=figure_4,
+        ),
+        "WRN-28-4, AT",
+    ),
+    *_curves_and_hours(),
+    shorter(
+        Experiment(
+            name="figure-12",
+            title="BSR-Net at 99 % on CIFAR-100 and SVHN, standard",
             quantity=_CURVES,
-            cells=cells,
-        )
-        for number, what, cells in _SETTINGS
+            cells=figure_12,
+        ),
+        "WRN",
     ),
-    *(
+    shorter(
         Experiment(
-            name=f"figure-{number + 10}",
-            title=f"Hours until an accuracy: {what}",
-            quantity=_HOURS,
-            cells=cells,
-            notes={"paper": ("captions say hours and the text epochs; both are written",)},
-        )
-        for number, what, cells in _SETTINGS
-    ),
-    Experiment(
-        name="figure-12",
-        title="BSR-Net at 99 % on CIFAR-100 and SVHN, standard",
-        quantity=_CURVES,
-        cells=figure_12,
-    ),
-    Experiment(
-        name="figure-14",
-        title="AGENT in a dense VGG-16 on CIFAR-10",
-        quantity=_CURVES,
-        cells=figure_14,
+            name="figure-14",
+            title="AGENT in a dense VGG-16 on CIFAR-10",
+            quantity=_CURVES,
+            cells=figure_14,
+        ),
+        "AT",
     ),
     Experiment(
         name="figure-15",

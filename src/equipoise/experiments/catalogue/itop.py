@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from equipoise.experiments.catalogue.parts import Arms, by_name, cells_of, per_cent, shares
+from equipoise.experiments.catalogue.parts import Arms, by_name, cells_of, per_cent, shares, shorter
 from equipoise.experiments.families import changed, itop
 from equipoise.experiments.values import Cell, Experiment, Scale
 from equipoise.settings import Run
@@ -224,12 +224,22 @@ ITOP = by_name(
         title="AGENT in SET-ITOP and RigL-ITOP at 99 % on CIFAR-10",
         quantity=_ACCURACY,
         cells=figure_3,
+        notes={
+            "cpu": (
+                "longer than half an hour, most of it for ResNet-34; --only VGG-C leaves that out",
+            )
+        },
     ),
     Experiment(
         name="figure-5",
         title="AGENT, SVRG and plain training at 99 % on CIFAR-10",
         quantity=_ACCURACY,
         cells=figure_5,
+        notes={
+            "cpu": (
+                "longer than half an hour, most of it for ResNet-34; --only VGG-C leaves that out",
+            )
+        },
     ),
     Experiment(
         name="figure-23",
@@ -247,18 +257,24 @@ ITOP = by_name(
             "paper": ("the caption's setting is taken, VGG-C on CIFAR-10; the text has another",)
         },
     ),
-    Experiment(
-        name="figure-27",
-        title="Growth by corrected gradients in RigL-ITOP at 99 %",
-        quantity=_ACCURACY,
-        cells=figure_27,
+    shorter(
+        Experiment(
+            name="figure-27",
+            title="Growth by corrected gradients in RigL-ITOP at 99 %",
+            quantity=_ACCURACY,
+            cells=figure_27,
+        ),
+        "ResNet-34",
     ),
-    Experiment(
-        name="figure-28",
-        title="AGENT and Adam at 99 % on CIFAR-10",
-        quantity=_ACCURACY,
-        cells=figure_28,
-        notes={"paper": ("the rate of Adam is not published; 0.001 is taken",)},
+    shorter(
+        Experiment(
+            name="figure-28",
+            title="AGENT and Adam at 99 % on CIFAR-10",
+            quantity=_ACCURACY,
+            cells=figure_28,
+            notes={"paper": ("the rate of Adam is not published; 0.001 is taken",)},
+        ),
+        "ResNet-34",
     ),
     Experiment(
         name="figure-29",
@@ -287,12 +303,15 @@ ITOP = by_name(
         quantity="validation loss by epoch",
         cells=short_budgets,
     ),
-    Experiment(
-        name="figure-33",
-        title="AGENT, Adam and SVRG at 99 % on CIFAR-10",
-        quantity=_ACCURACY,
-        cells=figure_33,
-        notes={"paper": ("the rate of Adam is not published; 0.001 is taken",)},
+    shorter(
+        Experiment(
+            name="figure-33",
+            title="AGENT, Adam and SVRG at 99 % on CIFAR-10",
+            quantity=_ACCURACY,
+            cells=figure_33,
+            notes={"paper": ("the rate of Adam is not published; 0.001 is taken",)},
+        ),
+        "ResNet-34",
     ),
     Experiment(
         name="table-5",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from equipoise.experiments.values import Cell, Experiment, Scale
@@ -47,23 +48,30 @@ def shares(epochs: Sequence[int], of: int) -> tuple[float, ...]:
     return tuple(epoch / of for epoch in epochs)
 
 
-def without(cells: Cells, scale: Scale, *words: str) -> Cells:
-    """The cells, but at one scale without those whose label contains one of the words.
+def shorter(experiment: Experiment, *words: str) -> Experiment:
+    """The experiment with fewer cells at `cpu`, so that it takes about half an hour; noted there.
 
     Args:
-        cells: All of them.
-        scale: Where some are left out.
-        *words: Parts of labels.
+        experiment: With all cells.
+        *words: Cells whose label contains one of these are left out.
+
+    Example:
+        >>> full = Experiment(name="", title="", quantity="", cells=lambda scale: ())
+        >>> shorter(full, "AT", "90 %").notes["cpu"][0]
+        'for time, cells are left out whose name contains AT or 90 %'
     """
 
-    def kept(at: Scale) -> tuple[Cell, ...]:
+    def kept(scale: Scale) -> tuple[Cell, ...]:
         return tuple(
             cell
-            for cell in cells(at)
-            if at != scale or not any(word in cell.label for word in words)
+            for cell in experiment.cells(scale)
+            if scale != "cpu" or not any(word in cell.label for word in words)
         )
 
-    return kept
+    note = f"for time, cells are left out whose name contains {' or '.join(words)}"
+    before = experiment.notes.get("cpu", ())
+    notes = {**experiment.notes, "cpu": (*before, note)}
+    return replace(experiment, cells=kept, notes=notes)
 
 
 def by_name(*experiments: Experiment) -> dict[str, Experiment]:
