@@ -27,6 +27,9 @@ from equipoise.showing import print_table
 from equipoise.training.arms import Job, default_workers, run_jobs
 from equipoise.training.build import resolve_device
 
+LABELS = {"hydra": "hydra"}
+"""Names of arms that their settings do not tell."""
+
 Load = Callable[[Run, Console], Any]
 Work = list[tuple[Task, Left]]
 
@@ -116,7 +119,7 @@ def _job(chosen: Reproducing, task: Task, left: Left) -> Job:
         run = with_setting(run, "device", chosen.device)
     seconds = rough_seconds(run, chosen.scale)
     return Job(
-        label=task.run.label,
+        label=LABELS.get(task.cell.kind, task.run.label),
         run=run,
         folder=chosen.out / chosen.scale / task.name,
         weight=expected_passes(run) if seconds is None else seconds,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from equipoise.data import Batch
 from equipoise.engine.network import to_dense
 from equipoise.experiments.values import Measure
 from equipoise.records import RECORDS, EpochRecord
 from equipoise.reproducing.tasks import epoch_file
+from equipoise.settings import Run
+from equipoise.training import hydra
 from equipoise.training.checkpoint import save_whole
 from equipoise.training.loop import Outcome, train
 from equipoise.training.observers import Observer
@@ -63,14 +65,42 @@ def watchers(
         epochs: After which the weights are kept.
     """
     kept: tuple[Observer, ...] = (KeptEpochs(folder, epochs),) if epochs else ()
-    assert not measures
     return kept
 
 
 def trainer_of(kind: Literal["train", "hydra"]) -> Callable[..., Outcome]:
-    """What trains a cell of a kind."""
-    assert kind == "train"
-    return train
+    """What trains a cell of a kind; takes what `train` takes."""
+    return train if kind == "train" else train_by_phases
+
+
+def train_by_phases(run: Run, folder: Path, **more: Any) -> Outcome:
+    """HYDRA, its three phases at the published shares of all epochs.
+
+    Args:
+        run: Its number of epochs is that of all phases.
+        folder: Its own.
+        **more: As for `train`.
+    """
+    method: Any = hydra
+    plan = method.HydraPlan(**phases_of(run.loop.epochs))
+    outcome: Outcome = method.train_hydra(run, folder, plan, **more)
+    return outcome
+
+
+def phases_of(epochs: int) -> dict[str, int]:
+    """Lengths of the phases; as published, 100, 20 and 100 of 220.
+
+    Example:
+        >>> list(phases_of(220).values()), list(phases_of(12).values())
+        ([100, 20, 100], [5, 1, 6])
+    """
+    scores = max(1, round(epochs * 20 / 220))
+    first = (epochs - scores) // 2
+    return {
+        "pretrain_epochs": first,
+        "score_epochs": scores,
+        "finetune_epochs": epochs - scores - first,
+    }
 
 
 def measure_run(measure: Measure, place: Path, *, data_dir: Path | None, device: str) -> None:

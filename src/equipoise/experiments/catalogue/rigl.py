@@ -15,18 +15,16 @@ _SUB_SAMPLE = 50_000
 _PERTURBED = ("both on the active weights alone and on all of them, since the paper does not say",)
 _AS_CIFAR = "CIFAR-10 stands in for ImageNet, and the full gradient is over all of its images"
 _NARROW = "an eighth of the channels of ResNet-50, not a quarter"
-_BRIEF = f"{_NARROW}, and 10 epochs, not 20"
 
 
-def narrowed(run: Run, scale: Scale, **settings: Any) -> Run:
-    """A run with fewer channels at `cpu`, and what else is changed there.
+def narrowed(run: Run, scale: Scale) -> Run:
+    """A run with fewer channels at `cpu`, where there are many of them.
 
-    Args:
-        run: At its scale.
-        scale: Of the run.
-        **settings: At `cpu` only.
+    Example:
+        >>> narrowed(imagenet("cpu", 0.8), "cpu").network.width
+        0.125
     """
-    return changed(run, width=0.125, **settings) if scale == "cpu" else run
+    return changed(run, width=0.125) if scale == "cpu" else run
 
 
 def resnet50(
@@ -45,7 +43,7 @@ def resnet50(
             "stop": None,
             "prune_fraction": None,
         }
-    return narrowed(rigl(scale, dataset, corrector, sparsity=sparsity, **settings), scale)
+    return rigl(scale, dataset, corrector, sparsity=sparsity, **settings)
 
 
 def table_7(scale: Scale) -> tuple[Cell, ...]:
@@ -73,7 +71,7 @@ def trained_networks(scale: Scale) -> tuple[Cell, ...]:
             name,
             {
                 per_cent(sparsity): narrowed(
-                    resnet50(scale, "cifar100", sparsity, topology=topology), scale, epochs=10
+                    resnet50(scale, "cifar100", sparsity, topology=topology), scale
                 )
                 for sparsity in WATCHED
             },
@@ -101,7 +99,7 @@ def imagenet_cells(scale: Scale) -> tuple[Cell, ...]:
         for cell in cells_of(
             per_cent(sparsity),
             {
-                arm: narrowed(run, scale, epochs=10)
+                arm: narrowed(run, scale)
                 for arm, run in (
                     ("RigL-ITOP", imagenet(scale, sparsity)),
                     ("A-RigL-ITOP", imagenet(scale, sparsity, "agent", refresh_samples=samples)),
@@ -118,7 +116,7 @@ RIGL = by_name(
         quantity="test accuracy at the end",
         cells=imagenet_cells,
         budgets=(1.0,),
-        notes={"cpu": (_AS_CIFAR, _BRIEF)},
+        notes={"cpu": (_AS_CIFAR, _NARROW)},
     ),
     shorter(
         Experiment(
@@ -143,27 +141,26 @@ RIGL = by_name(
         quantity="correlation of full gradients, by sparsity",
         cells=trained_networks,
         budgets=(1.0,),
-        notes={"cpu": (_BRIEF,), "paper": _PERTURBED},
+        notes={"cpu": (_NARROW,), "paper": _PERTURBED},
     ),
     Experiment(
         name="figure-1",
         title="Variance and correlation of gradients by sparsity",
         quantity="variance and correlation of gradients, by sparsity",
         cells=trained_networks,
-        notes={"cpu": (_BRIEF,), "paper": _PERTURBED},
+        notes={"cpu": (_NARROW,), "paper": _PERTURBED},
     ),
     Experiment(
         name="figure-13",
         title="Accuracy on ImageNet by epoch",
         quantity="test accuracy by epoch",
         cells=imagenet_cells,
-        notes={"cpu": (_AS_CIFAR, _BRIEF)},
+        notes={"cpu": (_AS_CIFAR, _NARROW)},
     ),
     Experiment(
         name="figure-25",
         title="SVRG in RigL at 90 % on CIFAR-100",
         quantity="test accuracy by epoch",
         cells=figure_25,
-        notes={"cpu": (_NARROW,)},
     ),
 )
