@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -65,7 +66,16 @@ def watchers(
         epochs: After which the weights are kept.
     """
     kept: tuple[Observer, ...] = (KeptEpochs(folder, epochs),) if epochs else ()
-    return kept
+    along = _room("along")
+    return kept if along is None else (*kept, *along.measuring(measures, folder))
+
+
+def _room(name: str) -> Any:
+    """A module of the analyses; None where there is none."""
+    try:
+        return importlib.import_module(f"equipoise.analyses.{name}")
+    except ModuleNotFoundError:
+        return None
 
 
 def trainer_of(kind: Literal["train", "hydra"]) -> Callable[..., Outcome]:

@@ -110,7 +110,12 @@ _SETTINGS: tuple[tuple[int, str, Cells, tuple[str, ...]], ...] = (
     (8, "WRN-28-4 on CIFAR-10, standard", _sparsities("wrn_28_4"), ("90 %",)),
     (9, "WRN-28-4 on CIFAR-10, AT", _sparsities("wrn_28_4", objective="at"), ("90 %", "(ori)")),
     (10, "VGG-16 on SVHN, standard", _sparsities("vgg16", **SVHN), ()),
-    (11, "VGG-16 on SVHN, TRADES", _sparsities("vgg16", objective="trades", **SVHN), ("90 %",)),
+    (
+        11,
+        "VGG-16 on SVHN, TRADES",
+        _sparsities("vgg16", objective="trades", **SVHN),
+        ("90 %", "(ori)"),
+    ),
 )
 """Number, setting, cells, and what is left out at `cpu`."""
 
@@ -146,7 +151,7 @@ BSR_FIGURES = by_name(
             quantity="epochs until an accuracy",
             cells=figure_4,
         ),
-        "WRN-28-4, AT",
+        "WRN",
     ),
     *_curves_and_hours(),
     shorter(

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from equipoise.experiments.catalogue.parts import Arms, by_name, cells_of, per_cent, shares, shorter
+from equipoise.experiments.catalogue.parts import (
+    LONG,
+    Arms,
+    by_name,
+    cells_of,
+    per_cent,
+    shares,
+    shorter,
+)
 from equipoise.experiments.families import bsr, changed
 from equipoise.experiments.values import Cell, Experiment, Scale
 from equipoise.settings import Run
@@ -149,6 +157,7 @@ BSR_TABLES = by_name(
             quantity="test accuracy after budgets",
             cells=table_1,
             budgets=_ALL,
+            notes={"cpu": (LONG,)},
         ),
         "TRADES",
         "90 %",
@@ -161,6 +170,7 @@ BSR_TABLES = by_name(
             cells=table_2,
             budgets=_LATE,
         ),
+        "TRADES",
         "90 %",
     ),
     shorter(

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from equipoise.experiments.catalogue.parts import Arms, by_name, cells_of, per_cent, shares, shorter
+from equipoise.experiments.catalogue.parts import (
+    LONG,
+    Arms,
+    by_name,
+    cells_of,
+    per_cent,
+    shares,
+    shorter,
+)
 from equipoise.experiments.families import changed, itop
 from equipoise.experiments.values import Cell, Experiment, Scale
 from equipoise.settings import Run
@@ -224,22 +232,14 @@ ITOP = by_name(
         title="AGENT in SET-ITOP and RigL-ITOP at 99 % on CIFAR-10",
         quantity=_ACCURACY,
         cells=figure_3,
-        notes={
-            "cpu": (
-                "longer than half an hour, most of it for ResNet-34; --only VGG-C leaves that out",
-            )
-        },
+        notes={"cpu": (LONG,)},
     ),
     Experiment(
         name="figure-5",
         title="AGENT, SVRG and plain training at 99 % on CIFAR-10",
         quantity=_ACCURACY,
         cells=figure_5,
-        notes={
-            "cpu": (
-                "longer than half an hour, most of it for ResNet-34; --only VGG-C leaves that out",
-            )
-        },
+        notes={"cpu": (LONG,)},
     ),
     Experiment(
         name="figure-23",

@@ -11,6 +11,7 @@ from equipoise.settings import Run
 
 Arms = Mapping[str, Run]
 Cells = Callable[[Scale], tuple[Cell, ...]]
+LONG = "about an hour, twice as long as others; --only with part of a name leaves cells out"
 
 
 def cells_of(panel: str, arms: Arms, **more: Any) -> tuple[Cell, ...]:
