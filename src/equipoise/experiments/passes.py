@@ -40,6 +40,8 @@ def rough_seconds(run: Run, scale: Scale) -> float | None:
     by_masks = run.sparse.topology == "dense" or run.correction.corrector in PUBLISHED
     slower = 1.0 + 4.5 * max(0.0, 0.99 - run.sparse.sparsity)
     factor = _BY_MASKS if by_masks else min(_BY_MASKS, slower)
+    # Of few channels, layers cost what starting them costs.
+    factor *= 0.45 if run.network.width < 0.25 else 1.0
     return _PASS_AT_CPU[run.network.model] * factor * expected_passes(run)
 
 
