@@ -19,7 +19,7 @@ from equipoise.experiments.values import Experiment
 from equipoise.reproducing.attacks import ATTACKS, attack_run
 from equipoise.reproducing.keeping import keep_records
 from equipoise.reproducing.settings import ALL, Reproducing, chosen_experiments
-from equipoise.reproducing.tables import experiment_table, plan_table
+from equipoise.reproducing.tables import experiment_table, notes_at, plan_table, tables_beside
 from equipoise.reproducing.tasks import Left, Task, left_of, tasks_of
 from equipoise.reproducing.watching import forget_measured, measure_run, trainer_of, watchers
 from equipoise.settings import Run, with_setting
@@ -143,7 +143,13 @@ def _measure(chosen: Reproducing, tasks: Sequence[Task], console: Console) -> No
             progress.update(bar, description=task.title)
             assert left.place is not None
             for measure in left.measures:
-                measure_run(measure, left.place, data_dir=chosen.data_dir, device=chosen.device)
+                measure_run(
+                    measure,
+                    left.place,
+                    batch_size=task.run.loop.batch_size,
+                    data_dir=chosen.data_dir,
+                    device=chosen.device,
+                )
             if left.shares:
                 attack_run(
                     task,
@@ -218,9 +224,18 @@ def _tell_plan(
 
 
 def _tell(chosen: Reproducing, experiment: Experiment, console: Console) -> None:
-    """The table of an experiment."""
-    found = find(experiment, chosen.scale, range(chosen.num_seeds), folders_of(chosen))
-    print_table(experiment_table(experiment, chosen.scale, found, chosen.only), console)
+    """The tables of an experiment: beside the published numbers, where there are any."""
+    seeds, folders = range(chosen.num_seeds), folders_of(chosen)
+    found = find(experiment, chosen.scale, seeds, folders)
+    beside = [] if chosen.only is not None else tables_beside(experiment, chosen.scale, found)
+    if not beside:
+        print_table(experiment_table(experiment, chosen.scale, found, chosen.only), console)
+        return
+    _say(f"{experiment.name} at scale {chosen.scale}: {experiment.title}", console)
+    for text in beside:
+        console.print(text, highlight=False, markup=False)
+    for note in notes_at(experiment, chosen.scale):
+        console.print(f"- {note}", highlight=False, markup=False)
 
 
 def _say(text: str, console: Console) -> None:

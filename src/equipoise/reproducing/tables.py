@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 from rich.console import Console
 
 from equipoise.experiments.catalogue import EXPERIMENTS
 from equipoise.experiments.passes import expected_passes, rough_seconds
 from equipoise.experiments.store import KEPT, FoundCell, folder_of
-from equipoise.experiments.values import SCALES, Experiment, Scale
+from equipoise.experiments.values import SCALES, Experiment, Measure, Scale
 from equipoise.records import RunRecords
 from equipoise.reports.numbers import MISSING
 from equipoise.reports.tables import Table
+from equipoise.reproducing.rooms import room
 from equipoise.reproducing.settings import Reproducing
 from equipoise.reproducing.tasks import chosen_cells, epoch_of, is_finished
+
+Row = dict[str, Any]
+MEASURED: Mapping[Measure, Mapping[str, Callable[[Row], float | None]]] = {
+    "gradient_correlation": {"correlation": lambda row: row["full"]},
+    "gradient_norms": {"gradient norm": lambda row: row["new"]},
+    "perturbed_gradients": {
+        "correlation, active": lambda row: _protocol(row, "active", "correlation"),
+        "correlation, all": lambda row: _protocol(row, "all", "correlation"),
+        "variance, active": lambda row: _protocol(row, "active", "variance"),
+        "variance, all": lambda row: _protocol(row, "all", "variance"),
+    },
+}
+"""What is shown of a row of each measure; None where the row has nothing of it."""
 
 
 def experiment_table(
@@ -44,12 +59,31 @@ def experiment_table(
             if one.cell.attacked:
                 robust = (_robust(one, share) for share in budgets)
                 rows.append(("    robust", "", *robust))
+            for measure in one.cell.measures:
+                for words, of in MEASURED[measure].items():
+                    values = (_measured(one, measure, share, of) for share in budgets)
+                    rows.append((f"    {words}", "", *values))
     return Table(
         title=f"{experiment.name} at scale {scale}: {experiment.title}",
         columns=("Test accuracy (%)", "Runs", *(_budget(share, shown) for share in budgets)),
         rows=tuple(rows) or ((MISSING,) * (2 + len(budgets)),),
         notes=notes_at(experiment, scale),
     )
+
+
+def tables_beside(experiment: Experiment, scale: Scale, found: Sequence[FoundCell]) -> list[str]:
+    """Ours beside the published numbers, as text; nothing where the paper has no numbers.
+
+    Args:
+        experiment: Which.
+        scale: At which scale.
+        found: Its cells, from `find`.
+    """
+    paper = room("paper.tables")
+    if paper is None or experiment.name not in paper.PUBLISHED:
+        return []
+    tables = paper.tables_of(paper.Found(experiment, scale, tuple(found)))
+    return [paper.as_text(table) for table in tables]
 
 
 def plan_table(
@@ -150,6 +184,28 @@ def _robust(one: FoundCell, share: float) -> str:
     """Robust accuracy after a share of training, in per cent."""
     rows = [row for found in one.measured("robust").values() for row in found]
     return _spread(row["robust_accuracy"] for row in rows if row["share"] == share)
+
+
+def _measured(
+    one: FoundCell, measure: Measure, share: float, of: Callable[[Row], float | None]
+) -> str:
+    """What was measured after a share of training, or at its end; mean and deviation over seeds."""
+    epoch = epoch_of(share, one.cell.run.loop.epochs)
+    means = []
+    for rows in one.measured(measure).values():
+        meant = [of(row) for row in rows if row.get("epoch", epoch) == epoch]
+        there = [value for value in meant if value is not None]
+        means += [fmean(there)] if there else []
+    if not means:
+        return MISSING
+    words = f"{fmean(means):.3g}"
+    return words if len(means) < 2 else f"{words} \u00b1 {stdev(means):.2g}"
+
+
+def _protocol(row: Row, which: str, name: str) -> float | None:
+    """A number of one protocol: noise on, and numbers over, active weights or all."""
+    value: float | None = row[name]
+    return value if row["perturb"] == row["coordinates"] == which else None
 
 
 def _spread(values: Iterable[float]) -> str:

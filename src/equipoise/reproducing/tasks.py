@@ -13,7 +13,7 @@ from equipoise.experiments.values import Cell, Experiment, Measure, Scale
 from equipoise.records import MANIFEST, RECORDS, read_records
 from equipoise.settings import Run
 
-WEIGHTS = "model.pt"
+WEIGHTS, CHECKPOINT = "model.pt", "checkpoint.pt"
 ROBUST = "robust.jsonl"
 FIRST_ROW = {"gradient_correlation": 2, "gradient_norms": 1}
 """Measures that are taken along training, by the first epoch that has a row."""
@@ -166,7 +166,9 @@ def left_of(task: Task, scale: Scale, store: Path, folders: Sequence[Path]) -> L
     )
     lacks_weights = needs_weights and not (place / WEIGHTS).exists()
     train = lacks_weights or not _covered(task, place)
-    again = train and (own / MANIFEST).exists()
+    # Where only the file of weights is gone, the last checkpoint still has them.
+    resumable = _covered(task, own) and (own / CHECKPOINT).exists()
+    again = train and (own / MANIFEST).exists() and not resumable
     return Left(place=place, train=train, again=again, measures=after, shares=shares)
 
 

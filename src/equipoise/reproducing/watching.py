@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from equipoise.data import Batch
 from equipoise.engine.network import to_dense
 from equipoise.experiments.values import Measure
 from equipoise.records import RECORDS, EpochRecord
+from equipoise.reproducing.rooms import room
 from equipoise.reproducing.tasks import epoch_file
 from equipoise.settings import Run
 from equipoise.training import hydra
@@ -66,16 +66,8 @@ def watchers(
         epochs: After which the weights are kept.
     """
     kept: tuple[Observer, ...] = (KeptEpochs(folder, epochs),) if epochs else ()
-    along = _room("along")
+    along = room("analyses.along")
     return kept if along is None else (*kept, *along.measuring(measures, folder))
-
-
-def _room(name: str) -> Any:
-    """A module of the analyses; None where there is none."""
-    try:
-        return importlib.import_module(f"equipoise.analyses.{name}")
-    except ModuleNotFoundError:
-        return None
 
 
 def trainer_of(kind: Literal["train", "hydra"]) -> Callable[..., Outcome]:
@@ -113,15 +105,22 @@ def phases_of(epochs: int) -> dict[str, int]:
     }
 
 
-def measure_run(measure: Measure, place: Path, *, data_dir: Path | None, device: str) -> None:
+def measure_run(
+    measure: Measure, place: Path, *, batch_size: int, data_dir: Path | None, device: str
+) -> None:
     """Measures a trained network, and writes the rows beside its records.
 
     Args:
-        measure: Which.
+        measure: Which; there is one, gradients at perturbed weights.
         place: Folder of the run.
+        batch_size: Samples in a batch.
         data_dir: Where the data are; default: the usual places.
         device: cpu, cuda, cuda:N or auto.
     """
+    assert measure == "perturbed_gradients"
+    stored = room("analyses.stored")
+    if stored is not None:
+        stored.perturb_stored(place, batch_size=batch_size, data_dir=data_dir, device=device)
 
 
 def forget_measured(folder: Path) -> None:

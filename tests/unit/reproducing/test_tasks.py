@@ -14,7 +14,15 @@ from equipoise.experiments.store import folder_of
 from equipoise.experiments.values import Cell, Experiment
 from equipoise.records import MANIFEST, RECORDS
 from equipoise.reproducing.keeping import keep_records
-from equipoise.reproducing.tasks import ROBUST, WEIGHTS, Task, epoch_file, left_of, tasks_of
+from equipoise.reproducing.tasks import (
+    CHECKPOINT,
+    ROBUST,
+    WEIGHTS,
+    Task,
+    epoch_file,
+    left_of,
+    tasks_of,
+)
 from equipoise.settings import Run, as_plain
 
 RUN = changed(Run(), epochs=4)
@@ -130,6 +138,9 @@ def test_a_measure_of_the_trained_network_needs_its_weights(
     place = tmp_path / "smoke" / task.name
     write_run(place, RUN, rows, 4)
     assert left_of(task, "smoke", tmp_path, [tmp_path]).again
+    (place / CHECKPOINT).touch()
+    left = left_of(task, "smoke", tmp_path, [tmp_path])
+    assert (left.train, left.again) == (True, False)
     (place / WEIGHTS).touch()
     left = left_of(task, "smoke", tmp_path, [tmp_path])
     assert (left.train, left.measures) == (False, ("perturbed_gradients",))
@@ -143,7 +154,7 @@ def test_records_are_kept_without_weights(tmp_path: Path, rows: list[str]) -> No
         place = tmp_path / "own" / "smoke" / task.name
         write_run(place, task.run, rows, epochs)
         write_rows(place, ROBUST, [4], share=1.0)
-        for name in (WEIGHTS, "checkpoint.pt", epoch_file(2), "gradient_norms.pt"):
+        for name in (WEIGHTS, CHECKPOINT, epoch_file(2), "gradient_norms.pt"):
             (place / name).touch()
     assert keep_records(tasks, "smoke", tmp_path / "own", tmp_path / "kept") == 1
     copied = {p.name for p in (tmp_path / "kept" / "smoke" / tasks[0].name).iterdir()}

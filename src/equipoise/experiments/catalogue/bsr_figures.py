@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from equipoise.experiments.catalogue.bsr_tables import MODELS, SPARSITIES, SVHN, pair
-from equipoise.experiments.catalogue.parts import Arms, Cells, by_name, cells_of, per_cent, shorter
+from equipoise.experiments.catalogue.parts import (
+    LONG,
+    Arms,
+    Cells,
+    by_name,
+    cells_of,
+    per_cent,
+    shorter,
+)
 from equipoise.experiments.families import bsr, bsr_original, changed
 from equipoise.experiments.values import Cell, Experiment, Scale
 
@@ -118,25 +126,31 @@ _SETTINGS: tuple[tuple[int, str, Cells, tuple[str, ...]], ...] = (
     ),
 )
 """Number, setting, cells, and what is left out at `cpu`."""
+_LONG_ONES = (9,)
 
 
 def _curves_and_hours() -> tuple[Experiment, ...]:
     """Figures 6 to 11, and 16 to 21 on the same runs."""
     experiments: list[Experiment] = []
     for number, what, cells, left_out in _SETTINGS:
+        notes: dict[Scale, tuple[str, ...]] = {"cpu": (LONG,)} if number in _LONG_ONES else {}
         both = (
             Experiment(
                 name=f"figure-{number}",
                 title=f"BSR-Net with and without AGENT: {what}",
                 quantity=_CURVES,
                 cells=cells,
+                notes=notes,
             ),
             Experiment(
                 name=f"figure-{number + 10}",
                 title=f"Hours until an accuracy: {what}",
                 quantity=_HOURS,
                 cells=cells,
-                notes={"paper": ("captions say hours and the text epochs; both are written",)},
+                notes={
+                    **notes,
+                    "paper": ("captions say hours and the text epochs; both are written",),
+                },
             ),
         )
         experiments += (shorter(one, *left_out) if left_out else one for one in both)
@@ -183,6 +197,7 @@ BSR_FIGURES = by_name(
         title="The scaling gamma in adversarial training at 99 %",
         quantity=_CURVES,
         cells=figure_22,
+        notes={"cpu": (LONG,)},
     ),
     Experiment(
         name="figure-24",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from equipoise.experiments.catalogue.parts import by_name, cells_of, per_cent, shorter
+from equipoise.experiments.catalogue.parts import LONG, by_name, cells_of, per_cent, shorter
 from equipoise.experiments.families import changed, imagenet, rigl
 from equipoise.experiments.values import Cell, Experiment, Scale
 from equipoise.settings import Run
@@ -116,7 +116,7 @@ RIGL = by_name(
         quantity="test accuracy at the end",
         cells=imagenet_cells,
         budgets=(1.0,),
-        notes={"cpu": (_AS_CIFAR, _NARROW)},
+        notes={"cpu": (_AS_CIFAR, _NARROW, LONG)},
     ),
     shorter(
         Experiment(
@@ -135,32 +135,41 @@ RIGL = by_name(
         "99 %",
         "RigL code",
     ),
-    Experiment(
-        name="table-9",
-        title="Correlation of gradients at perturbed weights by sparsity",
-        quantity="correlation of full gradients, by sparsity",
-        cells=trained_networks,
-        budgets=(1.0,),
-        notes={"cpu": (_NARROW,), "paper": _PERTURBED},
+    shorter(
+        Experiment(
+            name="table-9",
+            title="Correlation of gradients at perturbed weights by sparsity",
+            quantity="correlation of full gradients, by sparsity",
+            cells=trained_networks,
+            budgets=(1.0,),
+            notes={"cpu": (_NARROW,), "paper": _PERTURBED},
+        ),
+        "50 %",
+        "90 %",
     ),
-    Experiment(
-        name="figure-1",
-        title="Variance and correlation of gradients by sparsity",
-        quantity="variance and correlation of gradients, by sparsity",
-        cells=trained_networks,
-        notes={"cpu": (_NARROW,), "paper": _PERTURBED},
+    shorter(
+        Experiment(
+            name="figure-1",
+            title="Variance and correlation of gradients by sparsity",
+            quantity="variance and correlation of gradients, by sparsity",
+            cells=trained_networks,
+            notes={"cpu": (_NARROW,), "paper": _PERTURBED},
+        ),
+        "50 %",
+        "90 %",
     ),
     Experiment(
         name="figure-13",
         title="Accuracy on ImageNet by epoch",
         quantity="test accuracy by epoch",
         cells=imagenet_cells,
-        notes={"cpu": (_AS_CIFAR, _NARROW)},
+        notes={"cpu": (_AS_CIFAR, _NARROW, LONG)},
     ),
     Experiment(
         name="figure-25",
         title="SVRG in RigL at 90 % on CIFAR-100",
         quantity="test accuracy by epoch",
         cells=figure_25,
+        notes={"cpu": (LONG,)},
     ),
 )
