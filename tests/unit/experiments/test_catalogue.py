@@ -135,6 +135,9 @@ def test_a_budget_keeps_the_number_of_steps_between_rewirings() -> None:
     assert isinstance(short.sparse.interval, float)
     assert short.sparse.interval * 50 == pytest.approx(base.sparse.interval * 250, rel=0.01)
     assert short.loop.epochs == round(base.loop.epochs / 5)
+    assert [
+        cell.run.loop.epochs for cell in EXPERIMENTS["figure-29"].cells("cpu") if "A-" in cell.arm
+    ] == [2, 5]  # as the notes say
     assert shortened(itop("paper", "vgg_c", "set_itop"), "paper", 50).sparse.interval is None
 
 
