@@ -42,7 +42,15 @@ def test_all_44_run(call: Callable[..., Any]) -> None:
 def test_what_was_stopped_is_gone_on_with_and_kept(
     call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    words = ("reproduce", "figure-3", "table-2", "--scale", "smoke", "--num-seeds", 1)
+    words: tuple[object, ...] = (
+        "reproduce",
+        "figure-3",
+        "table-2",
+        "--scale",
+        "smoke",
+        "--num-seeds",
+        1,
+    )
     words += ("--workers", 1, "--only", "A-", "--out", "store", "--keep", "kept")
 
     def part(jobs: Sequence[Job], *rest: Any, **more: Any) -> bool:

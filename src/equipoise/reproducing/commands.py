@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from equipoise.experiments.families import REDUCTIONS
 from equipoise.experiments.passes import expected_passes, rough_seconds
 from equipoise.experiments.store import KEPT, find
 from equipoise.experiments.values import Experiment
+from equipoise.reports.tables import Table
 from equipoise.reproducing.attacks import ATTACKS, attack_run
 from equipoise.reproducing.keeping import keep_records
 from equipoise.reproducing.settings import ALL, Reproducing, chosen_experiments
@@ -212,7 +214,7 @@ def _tell_plan(
     work = {task.name: task for task, left in _left(chosen, tasks) if left.train}
     for experiment in experiments:
         found = find(experiment, chosen.scale, range(chosen.num_seeds), folders_of(chosen))
-        print_table(plan_table(experiment, chosen.scale, found, chosen.only), console)
+        _show(plan_table(experiment, chosen.scale, found, chosen.only), console)
     passes = sum(expected_passes(task.run) for task in work.values())
     text = f"To train: {len(work)} runs, about {passes:.0f} passes over their data"
     seconds = [rough_seconds(task.run, chosen.scale) for task in work.values()]
@@ -229,13 +231,19 @@ def _tell(chosen: Reproducing, experiment: Experiment, console: Console) -> None
     found = find(experiment, chosen.scale, seeds, folders)
     beside = [] if chosen.only is not None else tables_beside(experiment, chosen.scale, found)
     if not beside:
-        print_table(experiment_table(experiment, chosen.scale, found, chosen.only), console)
+        _show(experiment_table(experiment, chosen.scale, found, chosen.only), console)
         return
     _say(f"{experiment.name} at scale {chosen.scale}: {experiment.title}", console)
     for text in beside:
         console.print(text, highlight=False, markup=False)
     for note in notes_at(experiment, chosen.scale):
         console.print(f"- {note}", highlight=False, markup=False)
+
+
+def _show(table: Table, console: Console) -> None:
+    """A table below its title, which may be wider."""
+    _say(table.title, console)
+    print_table(replace(table, title=""), console)
 
 
 def _say(text: str, console: Console) -> None:

@@ -18,7 +18,7 @@ from equipoise.settings import Run
 from equipoise.training.loop import MODEL, train
 
 RUN = changed(
-    Run(), model="mlp", width=0.05, train_samples=64, test_samples=32, epochs=4, interval=2,
+    Run(), model="mlp", width=0.1, train_samples=256, test_samples=64, batch_size=32, epochs=4, interval=4,
     engine="dense", inputs="pixels",
 )  # fmt: skip
 ATTACK = Attacking(steps=2, restarts=1, samples=16, eps=0.5)
@@ -63,9 +63,8 @@ def test_a_kill_between_an_epoch_and_its_file_loses_nothing(tmp_path: Path) -> N
 
 def test_every_share_gets_the_row_of_its_epoch(tmp_path: Path) -> None:
     task = attacked_task()
-    records = train(
-        task.run, tmp_path, observers=watchers(tmp_path, measures=(), epochs=task.early_epochs)
-    ).records
+    watching = watchers(tmp_path, measures=(), epochs=task.early_epochs)
+    train(task.run, tmp_path, observers=watching)
     for shares in ((0.25, 0.3, 0.5), (1.0,)):
         attack_run(task, tmp_path, shares, ATTACK, data_dir=None, device="cpu")
     rows = read_rows(tmp_path / ROBUST)
@@ -76,12 +75,19 @@ def test_every_share_gets_the_row_of_its_epoch(tmp_path: Path) -> None:
     assert all(row["robust_accuracy"] <= row["clean_accuracy"] for row in rows)
     assert rows[0] | {"share": 0} == rows[1] | {"share": 0}
     assert not list(tmp_path.glob("epoch-*.pt"))
-    whole = Attacking(steps=1, restarts=1, eps=0.0)
-    (tmp_path / ROBUST).unlink()
-    attack_run(task, tmp_path, (1.0,), whole, data_dir=None, device="cpu")
-    (row,) = read_rows(tmp_path / ROBUST)
-    assert row["clean_accuracy"] == pytest.approx(records[-1].test_accuracy)
-    assert row["robust_accuracy"] == row["clean_accuracy"]
+
+
+def test_an_attack_that_moves_nothing_finds_the_accuracy_of_the_epoch(tmp_path: Path) -> None:
+    task = attacked_task()
+    watching = watchers(tmp_path, measures=(), epochs=task.early_epochs)
+    records = train(task.run, tmp_path, observers=watching).records
+    idle = Attacking(steps=1, restarts=1, eps=0.0)
+    attack_run(task, tmp_path, task.shares, idle, data_dir=None, device="cpu")
+    rows = read_rows(tmp_path / ROBUST)
+    found = [row["clean_accuracy"] for row in rows]
+    assert found == pytest.approx([records[row["epoch"] - 1].test_accuracy for row in rows])
+    assert len(set(found)) > 1
+    assert [row["robust_accuracy"] for row in rows] == found
 
 
 def test_the_published_attack_is_the_largest() -> None:
