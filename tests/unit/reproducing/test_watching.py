@@ -18,8 +18,8 @@ from equipoise.settings import Run
 from equipoise.training.loop import MODEL, train
 
 RUN = changed(
-    Run(), model="mlp", width=0.1, train_samples=256, test_samples=64, batch_size=32, epochs=4, interval=4,
-    engine="dense", inputs="pixels",
+    Run(), model="mlp", width=0.1, train_samples=256, test_samples=64, batch_size=32,
+    epochs=4, interval=4, engine="dense", inputs="pixels",
 )  # fmt: skip
 ATTACK = Attacking(steps=2, restarts=1, samples=16, eps=0.5)
 
