@@ -33,13 +33,8 @@ from equipoise.options import (
 )
 from equipoise.pruning.settings import Pruning, pruning_run
 from equipoise.recipes import expanded
-from equipoise.settings import (
-    DataSettings,
-    ModelSettings,
-    ObjectiveSettings,
-    Run,
-    setting_types,
-)
+from equipoise.reproducing.settings import Reproducing, check_reproducing
+from equipoise.settings import DataSettings, ModelSettings, ObjectiveSettings, Run, setting_types
 from equipoise.speed.settings import Benchmark, check_benchmark
 from equipoise.validation import validate
 
@@ -291,6 +286,26 @@ def demo(demonstrating: tyro.conf.OmitArgPrefixes[Demonstrating]) -> int:
     return _STOPPED
 
 
+def reproduce(reproducing: tyro.conf.OmitArgPrefixes[Reproducing]) -> int:
+    """Train what tables and figures of the paper need, and tell what comes of it.
+
+    Runs are shared between experiments. The same command goes on after a stop.
+    """
+    check_reproducing(reproducing)
+    console = Console()
+    if reproducing.list:
+        from equipoise.reproducing.tables import print_status
+
+        print_status(reproducing, console)
+        return 0
+    from equipoise.reproducing.commands import reproduce as reproduce_named
+
+    if reproduce_named(reproducing, console, _load_images):
+        return 0
+    _say_stopped(console, reproducing.out, overwrite=reproducing.overwrite)
+    return _STOPPED
+
+
 def bench(benchmark: tyro.conf.OmitArgPrefixes[Benchmark]) -> int:
     """Time whole training steps with the engine against masks, in turns in one process."""
     check_benchmark(benchmark)
@@ -321,6 +336,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "plan": plan_training,
     "bench": bench,
     "demo": demo,
+    "reproduce": reproduce,
     "list": list_everything,
 }
 
@@ -371,7 +387,7 @@ def _check(words: Sequence[str]) -> None:
 
 def _named(words: list[str]) -> list[str]:
     """`equipoise report FOLDER` means `equipoise report --runs FOLDER`."""
-    takes = {"report": "--runs", "diagnose": "--folder", "demo": "--name"}
+    takes = {"report": "--runs", "diagnose": "--folder", "demo": "--name", "reproduce": "--names"}
     takes |= dict.fromkeys(("evaluate", "attack", "export"), "--run")
     if words[:1] == ["analyse"] and len(words) > 1 and not words[1].startswith("-"):
         place = [] if len(words) < 3 or words[2].startswith("-") else ["--folder"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -314,7 +315,7 @@ def as_plain(run: Run) -> dict[str, Any]:
     del plain["data"]["data_dir"], plain["data"]["download"]
     for name in _TUPLES:
         plain["optimization"][name] = list(plain["optimization"][name])
-    kinds = setting_types()
+    kinds = _kinds()
     for settings in plain.values():
         # A rate of 1 is one of 1.0; only where both types are taken do they mean two things.
         for name, value in settings.items():
@@ -364,6 +365,12 @@ def setting_types() -> dict[str, Any]:
     for kind in get_type_hints(Run).values():
         types |= get_type_hints(kind)
     return types
+
+
+@cache
+def _kinds() -> dict[str, Any]:
+    """`setting_types`, worked out once."""
+    return setting_types()
 
 
 def changed_settings(run: Run) -> dict[str, Any]:

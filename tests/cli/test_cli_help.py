@@ -20,7 +20,7 @@ from equipoise.models import model_names
 
 COMMANDS = (
     *("train", "compare", "hydra", "evaluate", "attack", "export"),
-    *("report", "analyse", "plan", "bench", "demo", "list"),
+    *("report", "analyse", "plan", "bench", "demo", "reproduce", "list"),
 )
 
 WITHOUT_TORCH = """
@@ -39,7 +39,7 @@ print("codes", codes)
 
 def test_help_lists_and_mistakes_do_not_load_torch() -> None:
     right = [[command, "--help"] for command in COMMANDS] + [["--help"], ["-h"], ["--version"]]
-    right += [[], ["train", "-h"], ["list"]]
+    right += [[], ["train", "-h"], ["list"], ["reproduce", "--list"]]
     wrong = [
         ["trian"],
         ["train", "--epocs", "3"],
@@ -58,6 +58,7 @@ def test_help_lists_and_mistakes_do_not_load_torch() -> None:
         ["attack", "x", "--eps", "8"],
         ["report", "--runs", "nothing"],
         ["demo", "corection"],
+        ["reproduce", "table-12"],
     ]
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH.format(lines=right + wrong)],

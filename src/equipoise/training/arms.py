@@ -6,10 +6,10 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from equipoise.arguments import Arm
 from equipoise.data import Batch
 from equipoise.records import COMPARISON, FORMAT, EpochRecord, write_atomically
 from equipoise.settings import Run, with_setting
-from equipoise.training.loop import CHECKPOINT, MODEL, TENSORBOARD, train
+from equipoise.training.loop import CHECKPOINT, MODEL, TENSORBOARD, Outcome, train
 from equipoise.training.observers import Observer, TensorBoard, shown_loss
 from equipoise.training.progress import Work
 from equipoise.training.session import Session
@@ -34,19 +34,42 @@ _LINES: dict[str, Any] = {}
 """In a worker: the queue for its news, and the event by which it is asked to stop."""
 
 
+def nobody(folder: Path) -> tuple[Observer, ...]:
+    """No observers."""
+    del folder
+    return ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One run of a comparison, where it goes, and how much of all the work it is."""
+    """One run, where it goes, and how much of all the work it is.
+
+    Functions here are those of modules, or partial ones, since they travel to another process.
+
+    Args:
+        label: Name of the arm.
+        run: The settings.
+        folder: Its own.
+        weight: Share of the work, against that of the other jobs.
+        title: On screen, unique among the jobs; default: label and seed.
+        again: Start again whatever is in the folder.
+        watching: Makes further observers, in the process that trains.
+        trainer: Takes what `train` takes.
+    """
 
     label: str
     run: Run
     folder: Path
     weight: float = 1.0
+    title: str | None = None
+    again: bool = False
+    watching: Callable[[Path], Sequence[Observer]] = field(default=nobody)
+    trainer: Callable[..., Outcome] = field(default=train)
 
     @property
     def name(self) -> str:
         """Unique among the jobs of a comparison."""
-        return f"{self.label}, seed {self.run.loop.seed}"
+        return self.title or f"{self.label}, seed {self.run.loop.seed}"
 
 
 class News(NamedTuple):
@@ -165,7 +188,8 @@ def _decide_engine(jobs: Sequence[Job], threads: int, *, overwrite: bool) -> Non
             masks = (run.sparse.sparsity, run.sparse.distribution)
             kind = (run.network, run.data, loop.batch_size, loop.engine, masks)
             begun = (job.folder / CHECKPOINT).exists() or (job.folder / MODEL).exists()
-            decided = (begun and not overwrite) or loop.engine == "dense" or engine_refusals(run)
+            kept = begun and not (overwrite or job.again)
+            decided = kept or loop.engine == "dense" or engine_refusals(run)
             if not decided and kind not in seen:
                 seen.add(kind)
                 Session(run)
@@ -190,16 +214,16 @@ def _work(job: Job, overwrite: bool, tensorboard: bool) -> bool:  # noqa: FBT001
     """Trains one job in a worker process."""
     if _asked_to_stop():
         return False
-    observers: list[Observer] = [_Sender(job.name, _LINES["news"])]
+    observers: list[Observer] = [_Sender(job.name, _LINES["news"]), *job.watching(job.folder)]
     if tensorboard:
         observers.append(TensorBoard(job.folder / TENSORBOARD))
-    outcome = train(
+    outcome = job.trainer(
         job.run,
         job.folder,
         label=job.label,
         observers=tuple(observers),
         should_stop=_asked_to_stop,
-        overwrite=overwrite,
+        overwrite=overwrite or job.again,
     )
     if outcome.finished:
         _LINES["news"].put(News(job.name, 1.0, _summary(outcome.records[-1])))
