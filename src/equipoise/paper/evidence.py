@@ -102,8 +102,5 @@ def gather(
     there = [folder for folder in folders if (folder / scale).is_dir()]
     return Evidence(
         scale,
-        {
-            one.name: Found(one, scale, tuple(find(one, scale, seeds, there)))
-            for one in chosen
-        },
+        {one.name: Found(one, scale, tuple(find(one, scale, seeds, there))) for one in chosen},
     )

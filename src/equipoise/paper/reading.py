@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from equipoise.experiments.store import FoundCell
-from equipoise.experiments.values import Experiment
 from equipoise.records import EpochRecord, RunRecords
 from equipoise.reports.statistics import PairedInterval, paired_interval
 
@@ -131,7 +130,9 @@ def late_correlation(first: float = 0.5) -> Reading:
         return _row_means(found, "gradient_correlation", "full", start, epochs)
 
     return Reading(
-        f"correlation of successive full gradients, mean after {100 * first:g} % of training", of, ""
+        f"correlation of successive full gradients, mean after {100 * first:g} % of training",
+        of,
+        "",
     )
 
 
@@ -243,11 +244,10 @@ def relative_passes(arm: FoundCell, base: FoundCell) -> float | None:
     return fmean(ratios) if ratios else None
 
 
-def baseline_of(experiment: Experiment, arm: str, arms: Sequence[str]) -> str | None:
+def baseline_of(arm: str, arms: Sequence[str]) -> str | None:
     """The arm of a panel that another is compared with.
 
     Args:
-        experiment: Whose arms they are.
         arm: Its name.
         arms: All names of the panel, in order.
 
@@ -257,10 +257,9 @@ def baseline_of(experiment: Experiment, arm: str, arms: Sequence[str]) -> str | 
         is the arm itself.
 
     Example:
-        >>> one = Experiment(name="figure-5", title="", quantity="", cells=lambda scale: ())
-        >>> baseline_of(one, "A-RigL", ("A-RigL", "RigL", "RigL+SVRG"))
+        >>> baseline_of("A-RigL", ("A-RigL", "RigL", "RigL+SVRG"))
         'RigL'
-        >>> baseline_of(one, "RigL", ("A-RigL", "RigL", "RigL+SVRG")) is None
+        >>> baseline_of("RigL", ("A-RigL", "RigL", "RigL+SVRG")) is None
         True
     """
     plain = _plain(arm)
@@ -294,9 +293,7 @@ def _row_means(found: FoundCell, file: str, name: str, first: int, last: int) ->
     values = {}
     for seed, rows in found.measured(file).items():
         kept = [
-            row[name]
-            for row in rows
-            if first <= row["epoch"] <= last and row.get(name) is not None
+            row[name] for row in rows if first <= row["epoch"] <= last and row.get(name) is not None
         ]
         if kept:
             values[seed] = fmean(kept)

@@ -66,9 +66,7 @@ def beside_published(found: Found) -> list[Table]:
         quantities = dict.fromkeys(key.quantity for key in published if key.panel == panel)
         for quantity in quantities:
             shares = dict.fromkeys(
-                key.share
-                for key in published
-                if key.panel == panel and key.quantity == quantity
+                key.share for key in published if key.panel == panel and key.quantity == quantity
             )
             rows = [
                 _row(found, arms, Key(panel, arm, share, quantity))
@@ -80,7 +78,7 @@ def beside_published(found: Found) -> list[Table]:
                     title=f"{panel}: {_SHORT[quantity]}",
                     columns=("After", "Arm", "Ours", "n", "Paper", "Ours less base", "Paper's"),
                     rows=tuple(rows),
-                    notes=(_bases(found, arms),),
+                    notes=(_bases(arms),),
                 )
             )
     return made
@@ -124,7 +122,7 @@ def cost_table(found: Found) -> Table:
     rows = []
     for one in found.cells:
         panel, arm = one.cell.panel, one.cell.arm
-        base = baseline_of(found.experiment, arm, found.arms(panel))
+        base = baseline_of(arm, found.arms(panel))
         other = None if base is None else found.cell(panel, base)
         ratio = None if other is None else relative_passes(one, other)
         rows.append(
@@ -190,7 +188,7 @@ def _row(found: Found, arms: tuple[str, ...], key: Key) -> tuple[str, ...]:
     reading = reading_of(key, found.experiment.budgets)
     decimals = 2 if key.quantity == "norm" else 1
     number = published.get(key)
-    base = baseline_of(found.experiment, key.arm, arms)
+    base = baseline_of(key.arm, arms)
     difference = printed = MISSING
     if base is not None:
         other = found.cell(key.panel, base)
@@ -219,11 +217,9 @@ def _after(found: Found, one: FoundCell | None, share: float) -> str:
     return f"{epoch_after(share, one.cell.run.loop.epochs)} {theirs}".strip()
 
 
-def _bases(found: Found, arms: Sequence[str]) -> str:
+def _bases(arms: Sequence[str]) -> str:
     """What the differences are against."""
-    bases = dict.fromkeys(
-        base for arm in arms if (base := baseline_of(found.experiment, arm, arms)) is not None
-    )
+    bases = dict.fromkeys(base for arm in arms if (base := baseline_of(arm, arms)) is not None)
     return (
         f"Base: {', '.join(bases)}. Differences are paired by seed, with a 95 % interval. After: "
         "epochs of ours, in parentheses the paper's."

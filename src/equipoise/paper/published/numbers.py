@@ -63,7 +63,7 @@ def pairs(numbers: str) -> list[Number]:
 def rows(
     columns: Sequence[tuple[str, str, Quantity]], shares: Iterable[float], printed: str
 ) -> dict[Key, Number]:
-    """A block of a table with one line for every budget.
+    r"""A block of a table with one line for every budget.
 
     Args:
         columns: Panel, arm and quantity of each column.
@@ -74,7 +74,7 @@ def rows(
         ValueError: A line has too many or too few numbers.
 
     Example:
-        >>> table = rows([("VGG-C", "AGENT", "accuracy")], [0.5, 1.0], "80.1 (0.2)\\n85")
+        >>> table = rows([("VGG-C", "AGENT", "accuracy")], [0.5, 1.0], " 80.1 (0.2)\n 85")
         >>> [key.share for key in table]
         [0.5, 1.0]
     """
