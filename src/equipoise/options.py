@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from equipoise.experiments.store import STORE
+from equipoise.experiments.values import Scale
 from equipoise.recipes import RecipeName
 
 AlongTraining = Literal["gradient_correlation", "gradient_norms"]
@@ -88,12 +90,23 @@ class Exporting:
 class Reporting:
     """What is reported."""
 
-    runs: Path
-    """A run, a comparison, or a folder of them."""
+    runs: Path | None = None
+    """A run, a comparison, or a folder of them; not with --paper."""
     out: Path | None = None
-    """HTML file to write, with PNG files beside it; default: report.html in that folder."""
+    """HTML file to write, with PNG files beside it; default: report.html in that folder. With
+    --paper the folder of all files; default: report-SCALE in that of the runs."""
     baseline: str | None = None
     """Arm that the others are compared with; default: as the comparison says."""
+    paper: bool = False
+    """All tables, figures and claims of the paper, from what `equipoise reproduce` trained."""
+    scale: Scale = "cpu"
+    """With --paper: which runs."""
+    store: Path = STORE
+    """With --paper: folder of the runs; those of results/paper are looked for as well."""
+    num_seeds: int = 3
+    """With --paper: seeds, from 0 on."""
+    claims: Path | None = None
+    """With --paper: also write the ledger of claims, at all scales, to this Markdown file."""
 
 
 @dataclass(frozen=True, kw_only=True)

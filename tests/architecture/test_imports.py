@@ -18,7 +18,7 @@ ALLOWED = {
     "validation": {"published", "settings"},
     "points": set(),
     "recipes": set(),
-    "options": {"recipes"},
+    "options": {"experiments", "recipes"},
     "arguments": {"settings"},
     "data": {"data"},
     "models": {"models"},
@@ -100,6 +100,7 @@ ALLOWED = {
         "showing",
         "training",
     },
+    "paper": {"paper", "experiments", "records", "reports", "settings"},
     "listing": {"data", "models", "settings"},
     "showing": {"records", "reports"},
     "diagnosing": {"reports", "settings", "training"},
@@ -114,6 +115,7 @@ ALLOWED = {
         "diagnosing",
         "listing",
         "options",
+        "paper",
         "pruning",
         "recipes",
         "reports",
@@ -132,6 +134,7 @@ ALLOWED = {
 # What must answer without loading torch: help, lists, mistakes, reports.
 WITHOUT_TORCH = (
     "experiments",
+    "paper",
     "recipes",
     "records",
     "published",

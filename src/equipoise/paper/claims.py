@@ -428,7 +428,8 @@ _FIGURES = (
                 ("dense and 50 %", "50 %"),
                 late_correlation(),
                 lambda interval: beyond(interval, expected=0.05),
-                "yes if the interval lies below 0; no if it holds 0 or lies above, and excludes -0.05",
+                "yes if the interval lies below 0; no if it holds 0 or lies above, and excludes "
+                "-0.05",
                 sign=-1,
             ),
         ),

@@ -1,7 +1,8 @@
 """Rules of the ledger: what decides a claim, in code and, made by the same call, in words.
 
-A rule turns what was found into settings, each with an outcome; `verdict_of` turns the outcomes into
-one of four words. No rule looks at anything but records, and none knows which answer is wanted.
+A rule turns what was found into settings, each with an outcome; `verdict_of` turns the outcomes
+into one of four words. No rule looks at anything but records, and none knows which answer is
+wanted.
 """
 
 from __future__ import annotations
@@ -121,7 +122,8 @@ def beyond(
     """
     if too_few := _too_few(interval):
         return Outcome.OPEN, too_few
-    assert interval.low is not None and interval.high is not None
+    assert interval.low is not None
+    assert interval.high is not None
     if interval.low > by:
         return Outcome.YES, ""
     if interval.high < max(by, expected):
@@ -167,7 +169,8 @@ def equivalent(interval: PairedInterval, margin: float) -> tuple[Outcome, str]:
     """
     if too_few := _too_few(interval):
         return Outcome.OPEN, too_few
-    assert interval.low is not None and interval.high is not None
+    assert interval.low is not None
+    assert interval.high is not None
     if -margin < interval.low and interval.high < margin:
         return Outcome.YES, ""
     if interval.low > margin or interval.high < -margin:

@@ -33,7 +33,7 @@ from equipoise.paper.rules import (
 from equipoise.reports.statistics import PairedInterval, paired_interval
 
 STEADY = 1.5
-"""Seconds of the seeds of an arm that differ by more than this factor say nothing about its cost."""
+"""Seconds that differ by more than this factor between seeds say nothing about the cost."""
 
 
 def largest_gain(pair: Pair, shares: Sequence[float], published: float) -> Rule:
@@ -79,9 +79,9 @@ def most_saved(pair: Pair, published: float, field: str = "epoch") -> Rule:
         )
 
     return Rule(
-        f"epochs that {pair.arm} needs less than {pair.base} in {pair.experiment}, in per cent, mean "
-        "over whole per cents of test accuracy that both reach, the largest over panels (which "
-        f"favours the claim): {_REACHES.format(published)}",
+        f"epochs that {pair.arm} needs less than {pair.base} in {pair.experiment}, in per cent, "
+        "mean over whole per cents of test accuracy that both reach, the largest over panels "
+        f"(which favours the claim): {_REACHES.format(published)}",
         judge,
         (pair.experiment,),
     )
@@ -110,8 +110,8 @@ def sooner(pairs: Sequence[Pair], field: str, what: str) -> Rule:
     listed = ", ".join(dict.fromkeys(pair.experiment for pair in pairs))
     return Rule(
         f"{what} that the arm with AGENT needs less than plain training in {listed}, in per cent, "
-        "mean over whole per cents of test accuracy that both reach: yes if the interval lies above "
-        "0; no if it holds 0 or lies below, and excludes 10 %" + (_STEADY if timed else ""),
+        "mean over whole per cents of test accuracy that both reach: yes if the interval lies "
+        "above 0; no if it holds 0 or lies below, and excludes 10 %" + (_STEADY if timed else ""),
         judge,
         tuple(dict.fromkeys(pair.experiment for pair in pairs)),
     )
@@ -282,8 +282,9 @@ def _if_steady(one: Measured, *cells: FoundCell) -> Measured:
     """The setting, open where the seconds of some arm jump from seed to seed."""
     for cell in cells:
         seconds = log_seconds().of(cell).values()
-        if seconds and max(seconds) - min(seconds) > math.log(STEADY):
-            why = f"seconds of {cell.cell.arm} differ {math.exp(max(seconds) - min(seconds)):.1f} times between seeds"
+        factor = math.exp(max(seconds) - min(seconds)) if seconds else 1.0
+        if factor > STEADY:
+            why = f"seconds of {cell.cell.arm} differ {factor:.1f} times between seeds"
             return replace(one, outcome=Outcome.OPEN, why=one.why or why)
     return one
 
