@@ -92,10 +92,14 @@ def _draw(plot: Any, line: Line, x: str, y: str) -> Any:
     source = ColumnDataSource(data | {"who": [line.label] * len(data["x"])})
     color = color_of(line)
     dash = "dotted" if line.printed else _DASHES[(line.color + 1) % 3]
-    shared = {"source": source, "legend_label": line.label, "tags": [line.color]}
-    plot.varea("x", "low", "high", fill_color=color, fill_alpha=0.15, name="band", **shared)
-    plot.line("x", "y", line_color=color, line_width=2, line_dash=dash, name="line", **shared)
+    shared = {"source": source, "legend_label": line.label}
+    band = plot.varea("x", "low", "high", fill_color=color, fill_alpha=0.15, **shared)
+    drawn = plot.line("x", "y", line_color=color, line_width=2, line_dash=dash, **shared)
     fill = 0.0 if line.printed else 1.0
-    return plot.scatter(
-        "x", "y", line_color=color, fill_color=color, fill_alpha=fill, size=5, name="dots", **shared
+    dots = plot.scatter(
+        "x", "y", line_color=color, fill_color=color, fill_alpha=fill, size=5, **shared
     )
+    for renderer, name in ((band, "band"), (drawn, "line"), (dots, "dots")):
+        renderer.tags = [line.color]
+        renderer.name = name
+    return dots

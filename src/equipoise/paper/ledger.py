@@ -109,14 +109,13 @@ This file is written by `equipoise report --paper --claims docs/claims.md` from 
 
 ## Reading the ledger
 
-- Every claim is in our own words. What decides it is its rule, which was fixed in code before there
-  were records; the rule stands below the claim, and is made by the same call as the code.
+- Every claim is in our own words. What decides it is its rule, written in code before there were
+  three seeds of anything; it stands below the claim, in words made by the same call as the code.
 - A difference is paired by seed, with the 95 % interval of Student's t. No interval is corrected
   for the number of claims: of 20 true zeros one would look like an effect.
 - A setting is a panel of a table or figure. It says *yes* where the interval shows the effect; *no*
   where it does not and is narrow enough to exclude the effect that is claimed (1 point of accuracy
-  where the paper gives no number); *open* otherwise. Fewer than {MIN_PAIRS} pairs of seeds are
-  open.
+  where the paper gives no number); *open* otherwise. Fewer than {MIN_PAIRS} pairs are open.
 - *Holds*: yes in every setting. *Holds in part*: yes, or a smaller effect than claimed, in some.
   *Does not hold*: no in some and yes in none. *Not tested at this scale*: open in all of them, with
   the reason.

@@ -175,7 +175,7 @@ def equivalent(interval: PairedInterval, margin: float) -> tuple[Outcome, str]:
         return Outcome.YES, ""
     if interval.low > margin or interval.high < -margin:
         return Outcome.NO, ""
-    return Outcome.OPEN, f"the interval is neither within nor outside {margin:g}"
+    return Outcome.OPEN, "the interval is neither within nor outside the margin"
 
 
 Decision = Callable[[PairedInterval], tuple[Outcome, str]]
