@@ -207,20 +207,17 @@ def export(exporting: tyro.conf.OmitArgPrefixes[Exporting]) -> int:
 
 def report(reporting: tyro.conf.OmitArgPrefixes[Reporting]) -> int:
     """Write an HTML page and a PNG about runs: equipoise report FOLDER; or about the paper."""
-    console = Console()
     if reporting.paper:
         from equipoise.paper.commands import report_paper
 
-        report_paper(reporting, console)
-        return 0
+        return report_paper(reporting, Console())
     from equipoise.reports import write_report
     from equipoise.showing import print_comparison
 
-    if reporting.runs is None:
-        raise ValueError("report needs a folder with runs: equipoise report FOLDER; or --paper.")
-    print_comparison(reporting.runs, console, baseline=reporting.baseline)
-    output = reporting.out or reporting.runs / "report.html"
-    for path in write_report(reporting.runs, output, baseline=reporting.baseline):
+    console, folder = Console(), reporting.folder
+    print_comparison(folder, console, baseline=reporting.baseline)
+    output = reporting.out or folder / "report.html"
+    for path in write_report(folder, output, baseline=reporting.baseline):
         console.print(f"Wrote {path}", highlight=False, soft_wrap=True)
     return 0
 

@@ -108,6 +108,15 @@ class Reporting:
     claims: Path | None = None
     """With --paper: also write the ledger of claims, at all scales, to this Markdown file."""
 
+    @property
+    def folder(self) -> Path:
+        """The folder with runs; a sentence where none was given."""
+        if self.runs is None:
+            raise ValueError(
+                "`equipoise report` needs a folder with runs: equipoise report FOLDER; or --paper."
+            )
+        return self.runs
+
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosing:

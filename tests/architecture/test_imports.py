@@ -100,7 +100,8 @@ ALLOWED = {
         "showing",
         "training",
     },
-    "paper": {"paper", "experiments", "records", "reports", "settings"},
+    # Of the analyses the theory alone, which is without torch.
+    "paper": {"paper", "analyses", "experiments", "records", "reports", "settings"},
     "listing": {"data", "models", "settings"},
     "showing": {"records", "reports"},
     "diagnosing": {"reports", "settings", "training"},

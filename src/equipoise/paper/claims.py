@@ -14,13 +14,13 @@ from equipoise.experiments.values import SCALES, Scale
 from equipoise.paper.reading import (
     accuracy_after,
     correlation_of,
-    jitter,
     late_correlation,
     log_norm,
     log_variance_of,
     mean_accuracy,
     mean_loss,
     robust_after,
+    unsteadiness,
 )
 from equipoise.paper.rules import (
     Pair,
@@ -40,6 +40,7 @@ from equipoise.paper.special import (
     largest_gain,
     most_saved,
     sooner,
+    theorem_1,
     time_ratio,
 )
 
@@ -308,13 +309,13 @@ _FIGURES = (
         name="smoother-itop",
         words="Curves with AGENT are smoother.",
         where="figure 3",
-        rule=below(Pair("figure-3", *_ITOP), reading=jitter(0.5)),
+        rule=below(Pair("figure-3", *_ITOP), reading=unsteadiness(0.5), expected=0.5),
     ),
     Claim(
         name="smoother-bsr",
         words="Curves of BSR-Net with AGENT are smoother.",
         where="figures 6 to 9",
-        rule=below(*_each(6, 7, 8, 9), reading=jitter(_BEFORE_DROP)),
+        rule=below(*_each(6, 7, 8, 9), reading=unsteadiness(_BEFORE_DROP), expected=0.5),
     ),
     Claim(
         name="figure-5",
@@ -505,6 +506,17 @@ _FIGURES = (
     ),
 )
 
+_THEORY = (
+    Claim(
+        name="theorem-1",
+        words="The constant nu of Theorem 1 is larger for AGENT than for SVRG, by the printed "
+        "numbers.",
+        where="appendix A.6",
+        published="0.1 against 0.06 (CIFAR-10), 0.4 against 0.06 (SVHN)",
+        rule=theorem_1(),
+    ),
+)
+
 _CONTROLS = (
     Claim(
         name="batchnorm",
@@ -533,6 +545,6 @@ _CONTROLS = (
     ),
 )
 
-CLAIMS: tuple[Claim, ...] = (*_HEADLINES, *_TABLES, *_FIGURES, *_CONTROLS)
+CLAIMS: tuple[Claim, ...] = (*_HEADLINES, *_TABLES, *_FIGURES, *_THEORY, *_CONTROLS)
 """All claims, in the order of the ledger."""
 assert all(set(claim.scales) <= set(SCALES) for claim in CLAIMS)

@@ -45,12 +45,15 @@ class Chosen(Protocol):
         """Markdown file for the ledger at all scales; None for none."""
 
 
-def report_paper(chosen: Chosen, console: Console) -> None:
+def report_paper(chosen: Chosen, console: Console) -> int:
     """Writes page, pictures, tables and ledger, and prints where.
 
     Args:
         chosen: The options.
         console: Where to print.
+
+    Returns:
+        The exit status, 0.
 
     Raises:
         ValueError: One sentence on the first option that is wrong.
@@ -66,6 +69,7 @@ def report_paper(chosen: Chosen, console: Console) -> None:
     if chosen.claims is not None:
         write_claims(chosen.claims, seeds, folders)
         _say(console, f"Wrote {chosen.claims}")
+    return 0
 
 
 def _checked(chosen: Chosen) -> Path:

@@ -9,7 +9,7 @@ from equipoise.paper.pictures import color_of
 from equipoise.paper.plots import COSTS, Line, Panel
 from equipoise.reports.extras import require
 
-HEIGHT = 320
+HEIGHT = 360
 _DASHES = ("solid", "dashed", "dotdash")
 
 
@@ -73,10 +73,11 @@ def _plot(panel: Panel) -> Any:
     if dots:
         tooltips = [("", "@who"), ("", "@x, @y")]
         plot.add_tools(HoverTool(renderers=dots, tooltips=tooltips, visible=False))
-        plot.legend.background_fill_alpha = 0.6
+        plot.legend.background_fill_alpha = 0.0
         plot.legend.label_text_font_size = "11px"
-        plot.legend.spacing = 0
-        plot.legend.location = "bottom_right"
+        legend = plot.legend[0]
+        plot.add_layout(legend, "below")
+        legend.update(ncols=2, border_line_alpha=0.0, spacing=0, margin=0)
         plot.legend.click_policy = "hide"
     return plot
 

@@ -77,7 +77,8 @@ def setting_words(one: Measured) -> str:
     """A setting in one line: where, effect, pairs, cost, outcome."""
     cost = "" if one.passes is None else f"; {one.passes:.2f} times the passes"
     why = f" ({one.why})" if one.why else ""
-    return f"{one.where}: {one.effect}, n = {one.n}{cost}: {MARKS[one.outcome]}{why}"
+    pairs = "" if one.interval is None else f", n = {one.n}"
+    return f"{one.where}: {one.effect}{pairs}{cost}: {MARKS[one.outcome]}{why}"
 
 
 def claims_markdown(ledgers: Sequence[tuple[Evidence, Sequence[Entry]]]) -> str:
@@ -150,7 +151,7 @@ def _details(entry: Entry) -> str:
         "",
         *(f"- {setting_words(one)}" for one in entry.measured),
         *([""] if entry.measured else []),
-        "Runs: " + ", ".join(f"`{command}`" for command in entry.commands),
+        "Runs: " + (", ".join(f"`{one}`" for one in entry.commands) or "none are needed") + ".",
         "",
     ]
     return "\n".join(lines)

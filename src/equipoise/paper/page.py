@@ -10,7 +10,7 @@ from equipoise.paper.evidence import Evidence, Found
 from equipoise.paper.interactive import HEIGHT, plot_item
 from equipoise.paper.ledger import Entry, counted, setting_words
 from equipoise.paper.plots import panels_of
-from equipoise.paper.rules import Verdict
+from equipoise.paper.rules import Measured, Verdict
 from equipoise.paper.tables import tables_of
 from equipoise.reports.extras import require
 from equipoise.reports.interactive import script
@@ -115,11 +115,17 @@ def _caption(found: Found) -> str:
     return band
 
 
+def _short(one: Measured) -> str:
+    """A setting in a few words."""
+    cost = "" if one.passes is None else f" at {one.passes:.1f} times the passes"
+    return f"{one.where}: {one.effect}{cost}"
+
+
 def _entry(entry: Entry) -> dict[str, Any]:
     """One claim."""
     lines = [setting_words(one) for one in entry.measured]
     deciding = [one for one in entry.measured if one.interval is not None and one.n > 1]
-    first = "; ".join(f"{one.where}: {one.effect}" for one in deciding[:2])
+    first = "; ".join(_short(one) for one in deciding[:2])
     return {
         "name": entry.claim.name,
         "words": entry.claim.words,

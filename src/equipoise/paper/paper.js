@@ -40,7 +40,6 @@
       if ("grid_line_color" in part) part.grid_line_color = rule;
       if ("label_text_color" in part) {
         part.label_text_color = ink;
-        part.background_fill_color = style.getPropertyValue("--ground").trim();
       }
     }
     if (plot.title) plot.title.text_color = ink;

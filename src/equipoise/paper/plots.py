@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from equipoise.analyses.theory import Parabola, variance_parabola
 from equipoise.experiments.store import FoundCell
 from equipoise.paper.evidence import Found
 from equipoise.paper.published import PUBLISHED, Key
@@ -105,37 +106,24 @@ def panels_of(found: Found) -> tuple[Panel, ...]:
     return tuple(_each(found, panel, _accuracy_line, _accuracy_choices) for panel in found.panels)
 
 
-def parabola(k: float = 0.1, v: float = 1.0, variance: float = 1.0) -> Panel:
+def parabola() -> Panel:
     """Figure 2: variance of the corrected gradient by the coefficient, from the formula alone.
 
-    ``V(c) = variance + c^2 v - 2 c k``, least at ``k / v`` and below the plain gradient's only up
-    to twice that. An estimate of 0.5 is too large by far; a tenth of it is not.
-
-    Args:
-        k: Covariance of old and new gradient.
-        v: Variance of the old one.
-        variance: Of the new one.
-
     Example:
-        >>> [line.label for line in parabola().lines][1]
-        'best coefficient'
+        >>> [line.label for line in parabola().lines][1:]
+        ['best', 'estimate', 'scaled']
     """
-
-    def value(c: float) -> float:
-        return variance + c * c * v - 2 * c * k
-
-    def line(label: str, places: Sequence[float], color: int) -> Line:
-        y = [value(c) for c in places]
-        return Line(label, {"x": list(places), "y": y, "y_low": y, "y_high": y}, color)
-
-    lines = (
-        line("variance", [step / 100 for step in range(61)], -1),
-        line("best coefficient", [k / v], 0),
-        line("an estimate that is too large", [0.5], 1),
-        line("a tenth of it (gamma 0.1)", [0.05], 2),
-    )
+    drawn = Parabola()
+    places = [step / 50 for step in range(51)]
+    curve = [variance_parabola(drawn.a3, drawn.v, drawn.k, c) for c in places]
+    lines = [_points("variance", places, curve, -1)]
+    lines += [
+        _points(label, [c], [value], place)
+        for place, (label, (c, value)) in enumerate(drawn.points().items())
+        if label != "none"
+    ]
     choice = Choice("x", "y", "Coefficient c", "Variance of the corrected gradient")
-    return Panel("From the formula", dict.fromkeys(COSTS, choice), lines)
+    return Panel("From the formula", dict.fromkeys(COSTS, choice), tuple(lines))
 
 
 def sparsity_panels(found: Found) -> tuple[Panel, ...]:
@@ -162,11 +150,13 @@ def sparsity_panels(found: Found) -> tuple[Panel, ...]:
                 else:
                     missing.append(panel)
                 if reading is correlation_of:
-                    printed = [
-                        published[Key(panel, one.cell.arm, 1.0, "correlation")].value
-                        for one in cells
-                    ]
-                    lines.append(_printed(f"{panel}, paper", shares, printed, place))
+                    printed = {
+                        float(key.arm.removesuffix(" %")): number.value
+                        for key, number in published.items()
+                        if key.panel == panel
+                    }
+                    x, y = list(printed), list(printed.values())
+                    lines.append(_printed(f"{panel}, paper", x, y, place))
             choice = Choice("x", "y", "Sparsity (%)", title)
             made.append(
                 Panel(
@@ -220,7 +210,7 @@ def _values(one: FoundCell, key: Key, found: Found) -> BySeed:
     return reading_of(key, found.experiment.budgets).of(one)
 
 
-_Drawer = Callable[[FoundCell, Sequence[Axis], Sequence[int]], Mapping[str, Sequence[float]]]
+_Drawer = Callable[[FoundCell, Sequence[Axis], Sequence[float]], Mapping[str, Sequence[float]]]
 
 
 def _each(
@@ -248,7 +238,7 @@ def _each(
 
 
 def _accuracy_line(
-    one: FoundCell, axes: Sequence[Axis], aims: Sequence[int]
+    one: FoundCell, axes: Sequence[Axis], aims: Sequence[float]
 ) -> Mapping[str, Sequence[float]]:
     """Test accuracy and all costs, by epoch."""
     del aims
@@ -257,7 +247,7 @@ def _accuracy_line(
 
 
 def _loss_line(
-    one: FoundCell, axes: Sequence[Axis], aims: Sequence[int]
+    one: FoundCell, axes: Sequence[Axis], aims: Sequence[float]
 ) -> Mapping[str, Sequence[float]]:
     """Validation loss, or test loss, and all costs, by epoch."""
     del aims
@@ -265,7 +255,7 @@ def _loss_line(
 
 
 def _reach_line(
-    one: FoundCell, axes: Sequence[Axis], aims: Sequence[int]
+    one: FoundCell, axes: Sequence[Axis], aims: Sequence[float]
 ) -> Mapping[str, Sequence[float]]:
     """Costs until an accuracy, as far as all runs of the arm reach it."""
     columns: dict[str, Sequence[float]] = {}
@@ -274,7 +264,7 @@ def _reach_line(
     ]
     if not reached:
         return columns
-    columns["x"] = [float(target) for target in reached]
+    columns["x"] = [100 * target for target in reached]
     for axis in axes:
         rows = [
             [axis.scale * (first_reached(run, target, axis.field) or 0.0) for target in reached]
@@ -285,7 +275,7 @@ def _reach_line(
 
 
 def _correlation_line(
-    one: FoundCell, axes: Sequence[Axis], aims: Sequence[int]
+    one: FoundCell, axes: Sequence[Axis], aims: Sequence[float]
 ) -> Mapping[str, Sequence[float]]:
     """Correlation of full gradients, and all costs, at the epochs that have one."""
     del aims
@@ -355,7 +345,12 @@ def _band(name: str, values: Sequence[BySeed]) -> dict[str, Sequence[float]]:
 
 def _printed(label: str, x: Sequence[float], y: Sequence[float], color: int) -> Line:
     """A line of published numbers."""
-    return Line(label, {"x": x, "y": y, "y_low": y, "y_high": y}, color, printed=True)
+    return replace(_points(label, x, y, color), printed=True)
+
+
+def _points(label: str, x: Sequence[float], y: Sequence[float], color: int) -> Line:
+    """A line without a band."""
+    return Line(label, {"x": x, "y": y, "y_low": y, "y_high": y}, color)
 
 
 def _color(arm: str, arms: Sequence[str]) -> int:

@@ -1,14 +1,22 @@
-"""Epochs, passes, FLOPs and seconds until a test accuracy is reached."""
+"""What an arm needs less than its base until an accuracy, seed by seed."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from statistics import fmean
 
 from equipoise.experiments.store import FoundCell
 from equipoise.paper.reading import BySeed
 from equipoise.records import RunRecords
+from equipoise.reports.gains import accuracy_targets, cost_at_accuracy, reduction
+
+
+def targets(runs: Sequence[RunRecords]) -> tuple[float, ...]:
+    """Whole per cents of test accuracy, from above the lowest first one to the best, as fractions.
+
+    Args:
+        runs: Of all arms.
+    """
+    return accuracy_targets([run.epochs for run in runs])
 
 
 def first_reached(run: RunRecords, target: float, field: str = "epoch") -> float | None:
@@ -16,37 +24,20 @@ def first_reached(run: RunRecords, target: float, field: str = "epoch") -> float
 
     Args:
         run: Its records.
-        target: Test accuracy in per cent.
+        target: In [0, 1].
         field: A cumulative cost of a record, or ``epoch``.
 
     Returns:
         In the unit of the cost; None if the run never gets there.
     """
-    for record in run.epochs:
-        if 100 * record.test_accuracy >= target:
-            return float(getattr(record, field))
-    return None
-
-
-def targets(runs: Sequence[RunRecords]) -> list[int]:
-    """Whole per cent of test accuracy, from the least that some run begins with to the best.
-
-    Args:
-        runs: Of all arms.
-    """
-    started = [run for run in runs if run.epochs]
-    if not started:
-        return []
-    low = min(100 * run.epochs[0].test_accuracy for run in started)
-    high = max(100 * record.test_accuracy for run in started for record in run.epochs)
-    return list(range(math.ceil(low), math.floor(high) + 1))
+    return cost_at_accuracy(run.epochs, target, field)
 
 
 def reductions(arm: FoundCell, base: FoundCell, field: str = "epoch") -> BySeed:
     """By how many per cent an arm needs less than its base, by seed.
 
-    The mean of ``100 (1 - arm / base)`` over whole per cents of test accuracy, from above the first
-    epoch of the base to the best that both reach.
+    The mean over whole per cents of test accuracy, from above the first epoch of the base to the
+    best that both reach.
 
     Args:
         arm: What is judged.
@@ -62,11 +53,7 @@ def reductions(arm: FoundCell, base: FoundCell, field: str = "epoch") -> BySeed:
         other = others.get(run.seed)
         if other is None:
             continue
-        saved = []
-        for target in targets([other])[1:]:
-            ours, theirs = first_reached(run, target, field), first_reached(other, target, field)
-            if ours is not None and theirs:
-                saved.append(100 * (1 - ours / theirs))
-        if saved:
-            values[run.seed] = fmean(saved)
+        saved = reduction(run.epochs, other.epochs, targets([other]), field).mean
+        if saved is not None:
+            values[run.seed] = 100 * saved
     return values

@@ -9,6 +9,7 @@ from statistics import fmean
 
 from equipoise.experiments.store import FoundCell
 from equipoise.records import EpochRecord, RunRecords
+from equipoise.reports.gains import jitter
 from equipoise.reports.statistics import PairedInterval, paired_interval
 
 BySeed = Mapping[int, float]
@@ -173,23 +174,18 @@ def losses(run: RunRecords) -> list[float]:
     ]
 
 
-def jitter(last: float = 0.5) -> Reading:
-    """Mean change of test accuracy from an epoch to the next, in points, up or down.
+def unsteadiness(last: float = 0.5) -> Reading:
+    """Mean change of test accuracy between epochs beside its own trend, in points.
 
     Args:
         last: Share of training until which, so that the drop of the rate is not counted.
     """
 
     def of(found: FoundCell) -> BySeed:
-        values = {}
-        for run in found.runs:
-            part = [100 * record.test_accuracy for record in _part(run, 0.0, last)]
-            if len(part) > 1:
-                steps = zip(part[1:], part[:-1], strict=True)
-                values[run.seed] = fmean(abs(after - before) for after, before in steps)
-        return _finite(values)
+        values = {run.seed: jitter(_part(run, 0.0, last)) for run in found.runs}
+        return _finite({seed: 100 * value for seed, value in values.items() if value is not None})
 
-    return Reading(f"mean step of test accuracy between epochs, {_span(0.0, last)}", of)
+    return Reading(f"jitter of test accuracy around its own trend, {_span(0.0, last)}", of)
 
 
 def log_seconds() -> Reading:

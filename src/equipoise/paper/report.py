@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from equipoise.experiments.values import Scale
+from equipoise.paper.claims import CLAIMS, Claim
 from equipoise.paper.evidence import Evidence, gather
 from equipoise.paper.ledger import Entry, claims_markdown, counted, ledger
 from equipoise.paper.page import page_html
@@ -21,12 +22,15 @@ JUDGED: tuple[Scale, ...] = ("cpu", "paper")
 """Scales that say something about the method."""
 
 
-def write_paper_report(evidence: Evidence, folder: Path) -> tuple[list[Path], list[Entry]]:
+def write_paper_report(
+    evidence: Evidence, folder: Path, claims: Sequence[Claim] = CLAIMS
+) -> tuple[list[Path], list[Entry]]:
     """Writes ``paper.html``, ``tables.txt`` and ``<name>.png`` for each table and figure.
 
     Args:
         evidence: What there is, from `gather`.
         folder: Where the files go; it is made.
+        claims: Those of the ledger.
 
     Returns:
         The files, the page first, and the ledger.
@@ -35,7 +39,7 @@ def write_paper_report(evidence: Evidence, folder: Path) -> tuple[list[Path], li
         ImportError: The extra ``report`` is not installed.
     """
     require("jinja2", "bokeh", "matplotlib")
-    entries = ledger(evidence)
+    entries = ledger(evidence, claims)
     page, text = folder / PAGE, folder / TEXT
     write_atomically(page, page_html(evidence, entries))
     write_atomically(text, tables_text(evidence))

@@ -1,9 +1,8 @@
-"""Writes runs of experiments that look like trained ones, in the folders where they are looked for."""
+"""Writes runs that look like trained ones into the folders where those of experiments lie."""
 
 import json
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -66,14 +65,7 @@ def write_experiment(
         write_cell(store, scale, cell, list(seeds), **make(cell))
 
 
-def flat(record: Any, accuracy: float) -> Any:
-    """A record with another test accuracy."""
-    return replace(record, test_accuracy=accuracy)
-
-
-def _measure(
-    place: Path, cell: Cell, seed: int, epochs: int, gain: float, factor: float
-) -> None:
+def _measure(place: Path, cell: Cell, seed: int, epochs: int, gain: float, factor: float) -> None:
     """What is measured besides the records."""
     noise = random.Random(seed)
     sparsity = cell.run.sparse.sparsity
