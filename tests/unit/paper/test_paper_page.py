@@ -145,7 +145,7 @@ def test_the_page_names_everything_with_its_scale(page: Path) -> None:
 
 
 @pytest.mark.skipif(MISSING is not None, reason=f"{MISSING} is not installed")
-def test_plots_are_drawn_in_sight_and_switched_together(self, browser: Any, page: Path) -> None:
+def test_plots_are_drawn_in_sight_and_switched_together(browser: Any, page: Path) -> None:
     browser.requests()
     browser.open(page)
     browser.run("document.getElementById('figure-5').scrollIntoView()")
