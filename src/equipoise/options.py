@@ -94,7 +94,7 @@ class Reporting:
     """A run, a comparison, or a folder of them; not with --paper."""
     out: Path | None = None
     """HTML file to write, with PNG files beside it; default: report.html in that folder. With
-    --paper the folder of all files; default: report-SCALE in that of the runs."""
+    --paper the folder of all files; default: runs/paper-report-SCALE."""
     baseline: str | None = None
     """Arm that the others are compared with; default: as the comparison says."""
     paper: bool = False

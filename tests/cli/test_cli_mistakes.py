@@ -21,7 +21,7 @@ MISTAKES: list[tuple[str, str]] = [
     (
         "trian",
         "'trian' is not a command; equipoise has train, compare, evaluate, attack, export, report, "
-        "diagnose, plan, bench, demo, list; did you mean train?",
+        "diagnose, analyse, plan, bench, demo, reproduce, list; did you mean train?",
     ),
     ("train --epocs 3", "did you mean --epochs?"),
     ("evaluate --run x y", "--run takes one value; got x y"),
@@ -68,6 +68,10 @@ MISTAKES: list[tuple[str, str]] = [
     ("report --runs nowhere", "nowhere"),
     ("report --runs file", "file"),
     ("report --runs empty", "empty holds no run"),
+    ("report --paper --num-seeds 0", "--num-seeds is at least 1; got 0"),
+    ("report --paper --runs empty", "takes no folder"),
+    ("report --paper --out page.html", "pass a folder"),
+    ("report --paper --scale huge", "huge"),
     ("list --models", "has no option --models"),
     ("compare --arms -x", "'-x' is not an option of `equipoise compare`"),
     ("compare --arms -x", "or write --arms=-x if that is its value"),

@@ -38,7 +38,7 @@ class Chosen(Protocol):
 
     @property
     def out(self) -> Path | None:
-        """Folder to write to; `report-SCALE` in the store by default."""
+        """Folder to write to; runs/paper-report-SCALE by default."""
 
     @property
     def claims(self) -> Path | None:
@@ -81,7 +81,7 @@ def _checked(chosen: Chosen) -> Path:
         )
     if chosen.num_seeds < 1:
         raise ValueError(f"--num-seeds is at least 1; got {chosen.num_seeds}; 3 is usual.")
-    folder = chosen.out or chosen.store / f"report-{chosen.scale}"
+    folder = chosen.out or Path("runs") / f"paper-report-{chosen.scale}"
     if folder.suffix == ".html" or folder.is_file():
         raise ValueError(f"--paper writes many files; got --out {folder}; pass a folder.")
     return folder

@@ -105,8 +105,11 @@ def claims_markdown(ledgers: Sequence[tuple[Evidence, Sequence[Entry]]]) -> str:
 
 HEADER = f"""# Claims of the paper, and what our runs say
 
-This file is written by `equipoise report --paper --claims docs/claims.md` from the records in
-`results/paper`, and is not edited. A test writes it again and compares.
+This file is written by
+
+    equipoise report --paper --store results/paper --claims docs/claims.md
+
+from the records that are kept there, and is not edited. A test writes it again and compares.
 
 ## Reading the ledger
 
