@@ -7,6 +7,7 @@ import pytest
 import equipoise
 from equipoise.experiments.catalogue import EXPERIMENTS
 from equipoise.experiments.store import KEPT
+from equipoise.experiments.values import Cell
 from equipoise.paper.claims import CLAIMS, Claim
 from equipoise.paper.evidence import Evidence, gather
 from equipoise.paper.ledger import counted, ledger
@@ -59,7 +60,7 @@ def test_a_claim_of_the_full_scale_is_not_tested_at_a_reduced_one(tmp_path: Path
 
 
 def test_the_ledger_says_what_was_found_and_what_it_cost(tmp_path: Path) -> None:
-    def make(cell: fake.Cell) -> dict[str, float]:
+    def make(cell: Cell) -> dict[str, float]:
         corrected = cell.run.correction.corrector == "agent"
         return {"gain": 0.08, "passes": 2.2} if corrected else {}
 

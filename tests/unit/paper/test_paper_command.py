@@ -10,6 +10,7 @@ from equipoise.options import Reporting
 from equipoise.paper import commands
 from equipoise.paper.evidence import Evidence, gather
 from equipoise.paper.ledger import Entry, ledger
+from equipoise.paper.report import write_paper_report
 
 fake = import_module("tests.unit.paper.fake_store")
 
@@ -23,7 +24,7 @@ def two_figures(monkeypatch: pytest.MonkeyPatch) -> None:
         written, _ = write(Evidence(evidence.scale, shown), folder, ())
         return written, ledger(evidence)
 
-    write = commands.write_paper_report
+    write = write_paper_report
     monkeypatch.setattr(commands, "write_paper_report", few)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from equipoise.experiments.families import changed
 from equipoise.experiments.store import FoundCell, find
-from equipoise.experiments.values import Cell, Experiment, Scale
+from equipoise.experiments.values import Cell, Experiment, Measure, Scale
 from equipoise.paper.evidence import Evidence, Found
 from equipoise.paper.reading import (
     accuracy_after,
@@ -55,7 +55,7 @@ from equipoise.settings import Run
 fake = import_module("tests.unit.paper.fake_store")
 
 RUN = changed(Run(), epochs=10)
-MEASURES = ("gradient_norms", "gradient_correlation", "perturbed_gradients")
+MEASURES: tuple[Measure, ...] = ("gradient_norms", "gradient_correlation", "perturbed_gradients")
 EXPERIMENT = Experiment(
     name="figure-0",
     title="Two arms",
