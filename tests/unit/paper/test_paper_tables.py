@@ -121,7 +121,7 @@ def test_correlations_are_shown_by_both_protocols(tmp_path: Path) -> None:
     (cell,) = (
         one
         for one in EXPERIMENTS["table-9"].cells("cpu")
-        if (one.panel, one.arm) == ("RigL", "90 %")
+        if (one.panel, one.arm) == ("RigL", "95 %")
     )
     place = put(tmp_path, cell, 0, {})
     rows = [
@@ -132,7 +132,7 @@ def test_correlations_are_shown_by_both_protocols(tmp_path: Path) -> None:
         "".join(json.dumps(row) + "\n" for row in rows)
     )
     shown = {row[0]: row[1:] for row in table(tmp_path, "table-9", "RigL")}
-    assert shown["90 %"] == ("0.500", "0.200", "1/3", "0.1886")
+    assert shown["95 %"] == ("0.500", "0.200", "1/3", "0.1590")
     assert shown["0 %"] == ("missing", "missing", "0/3", "0.6005")
 
 
