@@ -77,7 +77,7 @@ def _plot(panel: Panel) -> Any:
         plot.legend.label_text_font_size = "11px"
         legend = plot.legend[0]
         plot.add_layout(legend, "below")
-        legend.update(ncols=2, border_line_alpha=0.0, spacing=0, margin=0)
+        legend.update(ncols=2, border_line_alpha=0.0, spacing=10, margin=0)
         plot.legend.click_policy = "hide"
     return plot
 

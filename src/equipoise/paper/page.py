@@ -10,7 +10,7 @@ from equipoise.paper.evidence import Evidence, Found
 from equipoise.paper.interactive import HEIGHT, plot_item
 from equipoise.paper.ledger import Entry, counted, setting_words
 from equipoise.paper.plots import panels_of
-from equipoise.paper.rules import Measured, Verdict
+from equipoise.paper.rules import MIN_PAIRS, Measured, Verdict
 from equipoise.paper.tables import tables_of
 from equipoise.reports.extras import require
 from equipoise.reports.interactive import script
@@ -124,8 +124,9 @@ def _short(one: Measured) -> str:
 def _entry(entry: Entry) -> dict[str, Any]:
     """One claim."""
     lines = [setting_words(one) for one in entry.measured]
-    deciding = [one for one in entry.measured if one.interval is not None and one.n > 1]
+    deciding = [one for one in entry.measured if one.interval is not None and one.n >= MIN_PAIRS]
     first = "; ".join(_short(one) for one in deciding[:2])
+    more = f"; and {len(deciding) - 2} more" if len(deciding) > 2 else ""
     return {
         "name": entry.claim.name,
         "words": entry.claim.words,
@@ -136,7 +137,7 @@ def _entry(entry: Entry) -> dict[str, Any]:
         "why": entry.why,
         "rule": entry.claim.rule.words,
         "lines": lines,
-        "first": first + (f"; and {len(deciding) - 2} more" if len(deciding) > 2 else ""),
+        "first": first + more or entry.why,
         "experiments": entry.claim.rule.experiments,
         "commands": entry.commands,
     }
