@@ -20,8 +20,8 @@ TINY = (
 MISTAKES: list[tuple[str, str]] = [
     (
         "trian",
-        "'trian' is not a command; equipoise has train, compare, evaluate, attack, export, report, "
-        "diagnose, analyse, plan, bench, demo, reproduce, list; did you mean train?",
+        "'trian' is not a command; equipoise has train, compare, hydra, evaluate, attack, export, "
+        "report, diagnose, analyse, plan, bench, demo, reproduce, list; did you mean train?",
     ),
     ("train --epocs 3", "did you mean --epochs?"),
     ("evaluate --run x y", "--run takes one value; got x y"),
