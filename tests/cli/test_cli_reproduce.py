@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,13 +12,8 @@ import pytest
 from equipoise.experiments.catalogue import EXPERIMENTS
 from equipoise.reproducing import commands
 from equipoise.training.arms import Job, run_jobs
-from equipoise.training.hydra import train_hydra
 
 
-@pytest.mark.skipif(
-    "should_stop" not in inspect.signature(train_hydra).parameters,
-    reason="HYDRA cannot be stopped yet",
-)
 def test_all_44_run(call: Callable[..., Any]) -> None:
     done = call("reproduce", "all", "--scale", "smoke", "--num-seeds", 1)
     assert (done.code, done.err) == (0, "")

@@ -13,10 +13,12 @@ from equipoise.experiments.catalogue import EXPERIMENTS
 from equipoise.experiments.passes import expected_passes, rough_seconds
 from equipoise.experiments.store import KEPT, FoundCell, folder_of
 from equipoise.experiments.values import SCALES, Experiment, Measure, Scale
+from equipoise.paper.evidence import Found
+from equipoise.paper.published import PUBLISHED
+from equipoise.paper.tables import as_text, tables_of
 from equipoise.records import RunRecords
 from equipoise.reports.numbers import MISSING
 from equipoise.reports.tables import Table
-from equipoise.reproducing.rooms import room
 from equipoise.reproducing.settings import Reproducing
 from equipoise.reproducing.tasks import chosen_cells, epoch_of, is_finished
 
@@ -79,11 +81,9 @@ def tables_beside(experiment: Experiment, scale: Scale, found: Sequence[FoundCel
         scale: At which scale.
         found: Its cells, from `find`.
     """
-    paper = room("paper.tables")
-    if paper is None or experiment.name not in paper.PUBLISHED:
+    if experiment.name not in PUBLISHED:
         return []
-    tables = paper.tables_of(paper.Found(experiment, scale, tuple(found)))
-    return [paper.as_text(table) for table in tables]
+    return [as_text(table) for table in tables_of(Found(experiment, scale, tuple(found)))]
 
 
 def plan_table(

@@ -6,15 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from equipoise.analyses.along import measuring
+from equipoise.analyses.stored import perturb_stored
 from equipoise.data import Batch
 from equipoise.engine.network import to_dense
 from equipoise.experiments.values import Measure
 from equipoise.records import RECORDS, EpochRecord
-from equipoise.reproducing.rooms import room
 from equipoise.reproducing.tasks import epoch_file
 from equipoise.settings import Run
-from equipoise.training import hydra
 from equipoise.training.checkpoint import save_whole
+from equipoise.training.hydra import HydraPlan, train_hydra
 from equipoise.training.loop import Outcome, train
 from equipoise.training.observers import Observer
 from equipoise.training.session import Session
@@ -66,8 +67,7 @@ def watchers(
         epochs: After which the weights are kept.
     """
     kept: tuple[Observer, ...] = (KeptEpochs(folder, epochs),) if epochs else ()
-    along = room("analyses.along")
-    return kept if along is None else (*kept, *along.measuring(measures, folder))
+    return (*kept, *measuring(measures, folder))
 
 
 def trainer_of(kind: Literal["train", "hydra"]) -> Callable[..., Outcome]:
@@ -83,10 +83,7 @@ def train_by_phases(run: Run, folder: Path, **more: Any) -> Outcome:
         folder: Its own.
         **more: As for `train`.
     """
-    method: Any = hydra
-    plan = method.HydraPlan(**phases_of(run.loop.epochs))
-    outcome: Outcome = method.train_hydra(run, folder, plan, **more)
-    return outcome
+    return train_hydra(run, folder, HydraPlan(**phases_of(run.loop.epochs)), **more)
 
 
 def phases_of(epochs: int) -> dict[str, int]:
@@ -118,9 +115,7 @@ def measure_run(
         device: cpu, cuda, cuda:N or auto.
     """
     assert measure == "perturbed_gradients"
-    stored = room("analyses.stored")
-    if stored is not None:
-        stored.perturb_stored(place, batch_size=batch_size, data_dir=data_dir, device=device)
+    perturb_stored(place, batch_size=batch_size, data_dir=data_dir, device=device)
 
 
 def forget_measured(folder: Path) -> None:
