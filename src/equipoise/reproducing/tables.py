@@ -89,7 +89,7 @@ def tables_beside(experiment: Experiment, scale: Scale, found: Sequence[FoundCel
 def plan_table(
     experiment: Experiment, scale: Scale, found: Sequence[FoundCell], only: str | None = None
 ) -> Table:
-    """Cells, finished runs, and the cost of a run.
+    """Cells, finished runs, and what one run costs.
 
     Args:
         experiment: Which.
@@ -114,7 +114,7 @@ def plan_table(
         )
     return Table(
         title=f"{experiment.name} at scale {scale}: {experiment.title}",
-        columns=("Panel", "Arm", "Runs", "Passes of a run", "Minutes of a run"),
+        columns=("Panel", "Arm", "Runs", "Passes", "Minutes"),
         rows=tuple(rows) or ((MISSING,) * 5,),
         notes=notes_at(experiment, scale),
     )

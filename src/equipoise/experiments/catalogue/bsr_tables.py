@@ -161,6 +161,7 @@ BSR_TABLES = by_name(
         ),
         "TRADES",
         "90 %",
+        "as its BSR code",
     ),
     shorter(
         Experiment(
