@@ -19,6 +19,7 @@ def test_all_44_run(call: Callable[..., Any]) -> None:
     assert (done.code, done.err) == (0, "")
     for name, experiment in EXPERIMENTS.items():
         assert f"{name} at scale smoke: {experiment.title}" in " ".join(done.out.split())
+    assert "0/1" not in done.out
     assert "0 of 1" not in done.out
     again = call("reproduce", "all", "--scale", "smoke", "--num-seeds", 1)
     assert again.code == 0

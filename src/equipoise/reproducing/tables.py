@@ -57,7 +57,7 @@ def experiment_table(
             if one.cell.panel != panel:
                 continue
             clean = (_after(one, share) for share in budgets)
-            rows.append((f"  {one.cell.arm}", f"{len(one.runs)} of {one.planned}", *clean))
+            rows.append((f"  {one.cell.arm}", f"{len(one.runs)}/{one.planned}", *clean))
             if one.cell.attacked:
                 robust = (_robust(one, share) for share in budgets)
                 rows.append(("    robust", "", *robust))
@@ -67,7 +67,7 @@ def experiment_table(
                     rows.append((f"    {words}", "", *values))
     return Table(
         title=f"{experiment.name} at scale {scale}: {experiment.title}",
-        columns=("Test accuracy (%)", "Runs", *(_budget(share, shown) for share in budgets)),
+        columns=("Accuracy (%) after epoch", "Runs", *(_budget(share, shown) for share in budgets)),
         rows=tuple(rows) or ((MISSING,) * (2 + len(budgets)),),
         notes=notes_at(experiment, scale),
     )
@@ -163,11 +163,11 @@ def notes_at(experiment: Experiment, scale: Scale) -> tuple[str, ...]:
 
 
 def _budget(share: float, shown: Sequence[FoundCell]) -> str:
-    """A budget in epochs; where trainings differ in length, as a share."""
+    """A budget in epochs; where trainings differ in length, as a share of them."""
     lengths = {one.cell.run.loop.epochs for one in shown}
     if len(lengths) != 1:
         return f"{100 * share:g} %"
-    return f"after {epoch_of(share, lengths.pop())}"
+    return str(epoch_of(share, lengths.pop()))
 
 
 def _after(one: FoundCell, share: float) -> str:

@@ -46,14 +46,14 @@ def test_means_deviations_and_what_is_missing(tmp_path: Path, golden_rows: list[
         (place / "robust.jsonl").write_text(json.dumps(row) + "\n")
     found = find(TABLE, "cpu", range(3), [tmp_path])
     table = experiment_table(TABLE, "cpu", found)
-    assert table.columns == ("Test accuracy (%)", "Runs", "after 2", "after 4")
+    assert table.columns == ("Accuracy (%) after epoch", "Runs", "2", "4")
     assert table.rows == (
         ("AT", "", "", ""),
-        ("  BSR-Net", "2 of 3", "55.0 \u00b1 7.1", "55.0 \u00b1 7.1"),
+        ("  BSR-Net", "2/3", "55.0 \u00b1 7.1", "55.0 \u00b1 7.1"),
         ("    robust", "", "-", "27.5 \u00b1 3.5"),
-        ("  A-BSR-Net", "0 of 3", "-", "-"),
+        ("  A-BSR-Net", "0/3", "-", "-"),
         ("Standard", "", "", ""),
-        ("  BSR-Net", "0 of 3", "-", "-"),
+        ("  BSR-Net", "0/3", "-", "-"),
     )
     assert table.notes == ("always", "only here")
     only = experiment_table(TABLE, "cpu", found, only="a-bsr")
