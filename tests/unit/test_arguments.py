@@ -242,7 +242,8 @@ WRONG_ARMS = {
     "rigl,=3": "'=3' is not setting=value",
     "rigl,nesterov": "is not setting=value",
     "rigl,nesterov=1": "nesterov is true or false; got '1'",
-    "rigl,optimizer=adam": "optimizer is one of sgd, sgdw, adamw; got 'adam'; did you mean adamw?",
+    "rigl,optimizer=adan": "optimizer is one of sgd, sgdw, adam, adamw; got 'adan'; did you mean "
+    "adam?",
     "rigl,seed=3": "seed cannot be set",
     "mine:": "the topology is one of",
     "rigl,milestones=0.5/x": "milestones takes a number; got 'x'",
