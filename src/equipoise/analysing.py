@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from equipoise.analyses.rows import CORRELATION, NORMS, PERTURBED, read_rows
+from equipoise.analyses.rows import CORRELATION, NORMS, PERTURBED
 from equipoise.analyses.theory import (
     SLIPS,
     Parabola,
@@ -20,7 +20,7 @@ from equipoise.analyses.theory import (
     variance_parabola,
 )
 from equipoise.options import Analysing
-from equipoise.records import RunRecords, find_runs, write_atomically
+from equipoise.records import RunRecords, find_runs, read_rows, write_atomically
 from equipoise.reports import Table, default_baseline
 from equipoise.reports.manifests import settings
 from equipoise.reports.measured import (

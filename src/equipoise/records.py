@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -174,6 +174,44 @@ def read_records(path: Path) -> list[EpochRecord]:
                 "put the file back, or train the run again with --overwrite."
             ) from error
     return records
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replaces the file by these rows, whole or not at all."""
+    write_atomically(path, "".join(json.dumps(dict(row)) + "\n" for row in rows))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Reads what `write_rows` wrote; a missing file has no rows.
+
+    Raises:
+        ValueError: A line is not a JSON object.
+    """
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            row = error
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"{path}, line {number}, is not a JSON object; "
+                "delete the file and measure again, or put it back."
+            )
+        rows.append(row)
+    return rows
+
+
+def epoch_after(share: float, epochs: int) -> int:
+    """The epoch after which a share of training is done, at least the first.
+
+    Example:
+        >>> epoch_after(0.35, 20), epoch_after(0.1, 2)
+        (7, 1)
+    """
+    return max(1, round(share * epochs))
 
 
 def read_run(folder: Path) -> RunRecords:

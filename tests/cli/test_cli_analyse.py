@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from equipoise.analyses.rows import read_rows
+from equipoise.records import read_rows
 
 Call = Callable[..., Any]
 TINY = (

@@ -20,12 +20,11 @@ from equipoise.analyses.gradients import (
     training_mode,
     whole,
 )
-from equipoise.analyses.rows import read_rows, write_rows
 from equipoise.correction.columns import Columns, columns_from, columns_of
 from equipoise.correction.gradients import add_weighted
 from equipoise.data import Batch
 from equipoise.points import Named, position_names, positions_of
-from equipoise.records import EpochRecord
+from equipoise.records import EpochRecord, read_rows, write_rows
 from equipoise.training.checkpoint import load_checkpoint, save_checkpoint
 from equipoise.training.session import Session
 

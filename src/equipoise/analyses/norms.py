@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equipoise.analyses.rows import read_rows, write_rows
 from equipoise.data import Batch
 from equipoise.points import positions_of
-from equipoise.records import EpochRecord
+from equipoise.records import EpochRecord, read_rows, write_rows
 from equipoise.training.checkpoint import load_checkpoint, save_checkpoint
 from equipoise.training.session import Session
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from equipoise.analyses.gradients import STREAM
 from equipoise.analyses.perturbation import DEVIATION, REPLICATES, WHICH, perturbed_rows
-from equipoise.analyses.rows import PERTURBED, write_rows
+from equipoise.analyses.rows import PERTURBED
 from equipoise.data import Batch
 from equipoise.measure import unmeasured
+from equipoise.records import write_rows
 from equipoise.training import build
 from equipoise.training.objective import build_objective
 from equipoise.training.stored import load_stored, stored_masks

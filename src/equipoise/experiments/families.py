@@ -232,7 +232,6 @@ def imagenet(scale: Scale, sparsity: float, corrector: str = "none", **settings:
         distribution="er",
         sparsity=sparsity,
         corrector=corrector,
-        refresh_samples=None,
         optimizer="sgd",
         learning_rate=0.1,
         momentum=0.9,

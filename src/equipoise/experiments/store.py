@@ -6,14 +6,13 @@ figures is trained once. Torch is not imported here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from equipoise.experiments.values import Cell, Experiment, Scale
-from equipoise.records import MANIFEST, RunRecords, read_run
+from equipoise.records import MANIFEST, RunRecords, read_rows, read_run
 from equipoise.settings import Run, with_setting
 
 STORE = Path("runs/paper")
@@ -41,13 +40,8 @@ class FoundCell:
         Args:
             name: Of the file, without its ending.
         """
-        found = {}
-        for run in self.runs:
-            path = run.folder / f"{name}.jsonl"
-            if path.exists():
-                lines = path.read_text(encoding="utf-8").splitlines()
-                found[run.seed] = [json.loads(line) for line in lines]
-        return found
+        paths = {run.seed: run.folder / f"{name}.jsonl" for run in self.runs}
+        return {seed: read_rows(path) for seed, path in paths.items() if path.exists()}
 
 
 def with_seed(run: Run, seed: int) -> Run:

@@ -67,3 +67,8 @@ class Experiment:
     cells: Callable[[Scale], tuple[Cell, ...]]
     budgets: tuple[float, ...] = ()
     notes: Mapping[Scale, tuple[str, ...]] = field(default_factory=dict)
+
+    def notes_at(self, scale: Scale) -> tuple[str, ...]:
+        """What is to be known at any scale, and what is otherwise at this one."""
+        always = self.notes.get("paper", ())
+        return always if scale == "paper" else (*always, *self.notes.get(scale, ()))

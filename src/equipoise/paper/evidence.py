@@ -55,10 +55,7 @@ class Found:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the reader must know at any scale, and what is otherwise at this one."""
-        always = self.experiment.notes.get("paper", ())
-        if self.scale == "paper":
-            return always
-        return (*always, *self.experiment.notes.get(self.scale, ()))
+        return self.experiment.notes_at(self.scale)
 
     @property
     def command(self) -> str:

@@ -10,7 +10,6 @@ from equipoise.analyses.theory import Parabola, variance_parabola
 from equipoise.experiments.store import FoundCell
 from equipoise.paper.evidence import Found
 from equipoise.paper.published import PUBLISHED, Key
-from equipoise.paper.reach import first_reached, targets
 from equipoise.paper.reading import (
     BySeed,
     baseline_of,
@@ -21,6 +20,7 @@ from equipoise.paper.reading import (
 from equipoise.paper.tables import reading_of
 from equipoise.records import RunRecords
 from equipoise.reports.curves import Axis, column, x_axes
+from equipoise.reports.gains import accuracy_targets, cost_at_accuracy
 from equipoise.reports.statistics import mean_and_deviation
 
 COSTS = ("epochs", "passes", "flops", "seconds")
@@ -224,7 +224,7 @@ def _each(
     cells = [one for one in found.cells if one.cell.panel == panel]
     runs = [run for one in cells for run in one.runs]
     axes = x_axes(runs)
-    aims = targets(runs)
+    aims = accuracy_targets([run.epochs for run in runs])
     lines, missing = [], []
     for one in cells:
         arm = one.cell.arm
@@ -260,14 +260,19 @@ def _reach_line(
     """Costs until an accuracy, as far as all runs of the arm reach it."""
     columns: dict[str, Sequence[float]] = {}
     reached = [
-        target for target in aims if all(first_reached(run, target) is not None for run in one.runs)
+        target
+        for target in aims
+        if all(cost_at_accuracy(run.epochs, target, "epoch") is not None for run in one.runs)
     ]
     if not reached:
         return columns
     columns["x"] = [100 * target for target in reached]
     for axis in axes:
         rows = [
-            [axis.scale * (first_reached(run, target, axis.field) or 0.0) for target in reached]
+            [
+                axis.scale * (cost_at_accuracy(run.epochs, target, axis.field) or 0.0)
+                for target in reached
+            ]
             for run in one.runs
         ]
         columns |= _band_of(axis.name, rows)

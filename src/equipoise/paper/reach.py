@@ -2,35 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from equipoise.experiments.store import FoundCell
 from equipoise.paper.reading import BySeed
-from equipoise.records import RunRecords
-from equipoise.reports.gains import accuracy_targets, cost_at_accuracy, reduction
-
-
-def targets(runs: Sequence[RunRecords]) -> tuple[float, ...]:
-    """Whole per cents of test accuracy, from above the lowest first one to the best, as fractions.
-
-    Args:
-        runs: Of all arms.
-    """
-    return accuracy_targets([run.epochs for run in runs])
-
-
-def first_reached(run: RunRecords, target: float, field: str = "epoch") -> float | None:
-    """Cost at the end of the first epoch with a test accuracy of at least `target`.
-
-    Args:
-        run: Its records.
-        target: In [0, 1].
-        field: A cumulative cost of a record, or ``epoch``.
-
-    Returns:
-        In the unit of the cost; None if the run never gets there.
-    """
-    return cost_at_accuracy(run.epochs, target, field)
+from equipoise.reports.gains import accuracy_targets, reduction
 
 
 def reductions(arm: FoundCell, base: FoundCell, field: str = "epoch") -> BySeed:
@@ -53,7 +27,7 @@ def reductions(arm: FoundCell, base: FoundCell, field: str = "epoch") -> BySeed:
         other = others.get(run.seed)
         if other is None:
             continue
-        saved = reduction(run.epochs, other.epochs, targets([other]), field).mean
+        saved = reduction(run.epochs, other.epochs, accuracy_targets([other.epochs]), field).mean
         if saved is not None:
             values[run.seed] = 100 * saved
     return values

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from equipoise.experiments.store import FoundCell
-from equipoise.records import EpochRecord, RunRecords
+from equipoise.records import EpochRecord, RunRecords, epoch_after
 from equipoise.reports.gains import jitter
 from equipoise.reports.statistics import PairedInterval, paired_interval
 
@@ -29,16 +29,6 @@ class Reading:
     words: str
     of: Callable[[FoundCell], BySeed]
     unit: str = POINTS
-
-
-def epoch_after(share: float, epochs: int) -> int:
-    """The epoch after which a share of training is done, at least the first.
-
-    Example:
-        >>> epoch_after(0.35, 20), epoch_after(0.1, 2)
-        (7, 1)
-    """
-    return max(1, round(share * epochs))
 
 
 def accuracy_after(*shares: float) -> Reading:

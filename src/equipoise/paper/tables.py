@@ -17,12 +17,12 @@ from equipoise.paper.reading import (
     accuracy_after,
     baseline_of,
     correlation_of,
-    epoch_after,
     norm_until,
     paired,
     relative_passes,
     robust_after,
 )
+from equipoise.records import epoch_after
 from equipoise.reports.numbers import MISSING, effect, magnitude
 from equipoise.reports.statistics import mean_and_deviation
 from equipoise.reports.tables import Table

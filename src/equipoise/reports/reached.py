@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
-from equipoise.records import EpochRecord, RunRecords
+from equipoise.records import EpochRecord, RunRecords, epoch_after
 from equipoise.reports.arms import baseline_first, group_by_label
 from equipoise.reports.gains import (
     Reduction,
@@ -134,7 +134,7 @@ def _saved(found: Sequence[Reduction]) -> str:
 def _gain(ours: Sequence[EpochRecord], theirs: Sequence[EpochRecord]) -> float | None:
     """The average gain over the budgets that both have."""
     length = max(len(ours), len(theirs))
-    epochs = sorted({max(1, round(share * length)) for share in BUDGETS})
+    epochs = sorted({epoch_after(share, length) for share in BUDGETS})
     both = zip(accuracies_at(ours, epochs), accuracies_at(theirs, epochs), strict=True)
     known = [(a, b) for a, b in both if a is not None and b is not None]
     return average_gain(*zip(*known, strict=True)) if known else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,8 +12,8 @@ from equipoise.attacks.evaluation import Sample, evaluate_robustness
 from equipoise.attacks.pixels import Pixels
 from equipoise.attacks.settings import Attacking
 from equipoise.experiments.values import Scale
-from equipoise.records import write_atomically
-from equipoise.reproducing.tasks import ROBUST, Task, epoch_file, epoch_of, read_rows
+from equipoise.records import epoch_after, read_rows, write_rows
+from equipoise.reproducing.tasks import ROBUST, Task, epoch_file
 from equipoise.training import build
 from equipoise.training.attacking import plan_of
 from equipoise.training.objective import pixels_of
@@ -85,7 +84,7 @@ def attack_run(
     rows = read_rows(place / ROBUST)
     stored = load_stored(place, data_dir=data_dir, device=device)
     last = {name: value.clone() for name, value in stored.model.state_dict().items()}
-    for epoch in sorted({epoch_of(share, epochs) for share in shares}):
+    for epoch in sorted({epoch_after(share, epochs) for share in shares}):
         file = place / epoch_file(epoch)
         state = last
         if epoch < epochs:
@@ -95,10 +94,10 @@ def attack_run(
         rows += [
             asdict(replace(found, share=share))
             for share in shares
-            if epoch_of(share, epochs) == epoch
+            if epoch_after(share, epochs) == epoch
         ]
         rows.sort(key=lambda row: float(row["share"]))
-        write_atomically(place / ROBUST, "".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(place / ROBUST, rows)
         file.unlink(missing_ok=True)
 
 

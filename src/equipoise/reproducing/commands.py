@@ -21,7 +21,7 @@ from equipoise.reports.tables import Table
 from equipoise.reproducing.attacks import ATTACKS, attack_run
 from equipoise.reproducing.keeping import keep_records
 from equipoise.reproducing.settings import ALL, Reproducing, chosen_experiments
-from equipoise.reproducing.tables import experiment_table, notes_at, plan_table, tables_beside
+from equipoise.reproducing.tables import experiment_table, plan_table, tables_beside
 from equipoise.reproducing.tasks import Left, Task, left_of, tasks_of
 from equipoise.reproducing.watching import forget_measured, measure_run, trainer_of, watchers
 from equipoise.settings import Run, with_setting
@@ -236,7 +236,7 @@ def _tell(chosen: Reproducing, experiment: Experiment, console: Console) -> None
     _say(f"{experiment.name} at scale {chosen.scale}: {experiment.title}", console)
     for text in beside:
         console.print(text, highlight=False, markup=False)
-    for note in notes_at(experiment, chosen.scale):
+    for note in experiment.notes_at(chosen.scale):
         console.print(f"- {note}", highlight=False, markup=False)
 
 

@@ -16,11 +16,11 @@ from equipoise.experiments.values import SCALES, Experiment, Measure, Scale
 from equipoise.paper.evidence import Found
 from equipoise.paper.published import PUBLISHED
 from equipoise.paper.tables import as_text, tables_of
-from equipoise.records import RunRecords
+from equipoise.records import RunRecords, epoch_after
 from equipoise.reports.numbers import MISSING
 from equipoise.reports.tables import Table
 from equipoise.reproducing.settings import Reproducing
-from equipoise.reproducing.tasks import chosen_cells, epoch_of, is_finished
+from equipoise.reproducing.tasks import chosen_cells, is_finished
 
 Row = dict[str, Any]
 MEASURED: Mapping[Measure, Mapping[str, Callable[[Row], float | None]]] = {
@@ -69,7 +69,7 @@ def experiment_table(
         title=f"{experiment.name} at scale {scale}: {experiment.title}",
         columns=("Accuracy (%) after epoch", "Runs", *(_budget(share, shown) for share in budgets)),
         rows=tuple(rows) or ((MISSING,) * (2 + len(budgets)),),
-        notes=notes_at(experiment, scale),
+        notes=experiment.notes_at(scale),
     )
 
 
@@ -116,7 +116,7 @@ def plan_table(
         title=f"{experiment.name} at scale {scale}: {experiment.title}",
         columns=("Panel", "Arm", "Runs", "Passes", "Minutes"),
         rows=tuple(rows) or ((MISSING,) * 5,),
-        notes=notes_at(experiment, scale),
+        notes=experiment.notes_at(scale),
     )
 
 
@@ -156,24 +156,18 @@ def _count(
     return f"{done} of {len(cells) * len(seeds)}"
 
 
-def notes_at(experiment: Experiment, scale: Scale) -> tuple[str, ...]:
-    """What is to be known at any scale, and what is otherwise at this one."""
-    always = experiment.notes.get("paper", ())
-    return always if scale == "paper" else (*always, *experiment.notes.get(scale, ()))
-
-
 def _budget(share: float, shown: Sequence[FoundCell]) -> str:
     """A budget in epochs; where trainings differ in length, as a share of them."""
     lengths = {one.cell.run.loop.epochs for one in shown}
     if len(lengths) != 1:
         return f"{100 * share:g} %"
-    return str(epoch_of(share, lengths.pop()))
+    return str(epoch_after(share, lengths.pop()))
 
 
 def _after(one: FoundCell, share: float) -> str:
     """Test accuracy after a share of training, in per cent."""
     epochs = one.cell.run.loop.epochs
-    return _spread(_accuracy(run, epoch_of(share, epochs)) for run in one.runs)
+    return _spread(_accuracy(run, epoch_after(share, epochs)) for run in one.runs)
 
 
 def _accuracy(run: RunRecords, epoch: int) -> float:
@@ -190,7 +184,7 @@ def _measured(
     one: FoundCell, measure: Measure, share: float, of: Callable[[Row], float | None]
 ) -> str:
     """What was measured after a share of training, or at its end; mean and deviation over seeds."""
-    epoch = epoch_of(share, one.cell.run.loop.epochs)
+    epoch = epoch_after(share, one.cell.run.loop.epochs)
     means = []
     for rows in one.measured(measure).values():
         meant = [of(row) for row in rows if row.get("epoch", epoch) == epoch]

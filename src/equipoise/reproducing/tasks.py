@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from equipoise.experiments.store import folder_of, with_seed
 from equipoise.experiments.values import Cell, Experiment, Measure, Scale
-from equipoise.records import MANIFEST, RECORDS, read_records
+from equipoise.records import MANIFEST, RECORDS, epoch_after, read_records, read_rows
 from equipoise.settings import Run
 
 WEIGHTS, CHECKPOINT = "model.pt", "checkpoint.pt"
@@ -53,7 +51,7 @@ class Task:
     def early_epochs(self) -> tuple[int, ...]:
         """Epochs before the last that are attacked, so that their weights must be kept."""
         last = self.cell.run.loop.epochs
-        return tuple(sorted({epoch_of(share, last) for share in self.shares} - {last}))
+        return tuple(sorted({epoch_after(share, last) for share in self.shares} - {last}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,16 +76,6 @@ class Left:
     def nothing(self) -> bool:
         """Whether all that is wanted is there."""
         return not (self.train or self.measures or self.shares)
-
-
-def epoch_of(share: float, epochs: int) -> int:
-    """The epoch after which a share of training is done, at least the first.
-
-    Example:
-        >>> epoch_of(0.35, 20), epoch_of(0.1, 2)
-        (7, 1)
-    """
-    return max(1, round(share * epochs))
 
 
 def chosen_cells(experiment: Experiment, scale: Scale, only: str | None) -> tuple[Cell, ...]:
@@ -162,7 +150,7 @@ def left_of(task: Task, scale: Scale, store: Path, folders: Sequence[Path]) -> L
         m for m in task.measures if m not in FIRST_ROW and not (place / f"{m}.jsonl").exists()
     )
     needs_weights = bool(after) or any(
-        epoch_of(share, task.run.loop.epochs) == task.run.loop.epochs for share in shares
+        epoch_after(share, task.run.loop.epochs) == task.run.loop.epochs for share in shares
     )
     lacks_weights = needs_weights and not (place / WEIGHTS).exists()
     train = lacks_weights or not _covered(task, place)
@@ -180,13 +168,6 @@ def is_finished(place: Path, run: Run) -> bool:
 def epoch_file(epoch: int) -> str:
     """Name of the file with the weights after an epoch."""
     return f"epoch-{epoch}.pt"
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a measured file; none where there is no file."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _covered(task: Task, place: Path) -> bool:

@@ -12,9 +12,8 @@ import torch
 
 from equipoise.analyses.correlation import GradientCorrelation
 from equipoise.analyses.gradients import batches_of, pearson
-from equipoise.analyses.rows import read_rows
 from equipoise.engine.library import unavailable_because
-from equipoise.records import EpochRecord
+from equipoise.records import EpochRecord, read_rows
 from equipoise.training.loop import train
 from equipoise.training.session import Session
 

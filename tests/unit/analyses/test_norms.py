@@ -12,7 +12,7 @@ import torch
 
 from equipoise.analyses.along import measuring
 from equipoise.analyses.norms import GradientNorms, _means
-from equipoise.analyses.rows import read_rows
+from equipoise.records import read_rows
 from equipoise.training.loop import train
 from equipoise.training.session import Session
 

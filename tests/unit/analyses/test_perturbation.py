@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from equipoise.analyses.perturbation import Spread, perturbed_rows
-from equipoise.analyses.rows import read_rows
 from equipoise.analyses.stored import perturb_stored
 from equipoise.points import trainable
+from equipoise.records import read_rows
 from equipoise.training.loop import train
 from equipoise.training.stored import load_stored, stored_masks
 

@@ -15,7 +15,6 @@ from equipoise.paper.reading import (
     accuracy_after,
     baseline_of,
     correlation_of,
-    epoch_after,
     late_correlation,
     log_norm,
     log_seconds,
@@ -49,6 +48,7 @@ from equipoise.paper.special import (
     theorem_1,
     time_ratio,
 )
+from equipoise.records import epoch_after
 from equipoise.reports.statistics import PairedInterval, paired_interval
 from equipoise.settings import Run
 

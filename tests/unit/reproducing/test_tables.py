@@ -10,7 +10,7 @@ from equipoise.experiments.families import changed
 from equipoise.experiments.store import find, folder_of, with_seed
 from equipoise.experiments.values import Cell, Experiment
 from equipoise.records import MANIFEST, RECORDS
-from equipoise.reproducing.tables import experiment_table, notes_at, plan_table, status_lines
+from equipoise.reproducing.tables import experiment_table, plan_table, status_lines
 from equipoise.settings import Run
 
 RUN = changed(Run(), epochs=4)
@@ -87,5 +87,5 @@ def test_the_list_has_a_line_for_each_and_counts_what_is_there(
 
 
 def test_notes_of_a_scale_are_not_those_of_another() -> None:
-    assert notes_at(TABLE, "paper") == ("always",)
-    assert notes_at(TABLE, "smoke") == ("always",)
+    assert TABLE.notes_at("paper") == ("always",)
+    assert TABLE.notes_at("smoke") == ("always",)

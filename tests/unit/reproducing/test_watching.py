@@ -11,8 +11,9 @@ import torch
 from equipoise.attacks.settings import Attacking
 from equipoise.experiments.families import changed
 from equipoise.experiments.values import Cell, Experiment
+from equipoise.records import read_rows
 from equipoise.reproducing.attacks import ATTACKS, attack_run
-from equipoise.reproducing.tasks import ROBUST, Task, epoch_file, read_rows, tasks_of
+from equipoise.reproducing.tasks import ROBUST, Task, epoch_file, tasks_of
 from equipoise.reproducing.watching import KeptEpochs, forget_measured, phases_of, watchers
 from equipoise.settings import Run
 from equipoise.training.loop import MODEL, train
