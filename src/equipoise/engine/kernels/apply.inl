@@ -167,33 +167,43 @@ void apply(const EqList* list, const EqGrid* grid, const float* values, const fl
   const bool past = list->blocks == 1 && grid->out_column == kLanes &&
                     goes_past(out, grid->outer * grid->rows * grid->columns * grid->last_row,
                               kConvolutionPastBytes);
-  // Where there are few pieces of the maps, the rows of the list are shared out too.
-  int64_t chunks = 1;
+  // Every task is a run of neighbouring pieces of the maps, so that what a thread fetches ahead for
+  // writing is its own: lines that two threads write go to and fro between their caches. Where
+  // there are few pieces, the rows of the list are shared out too.
+  const int64_t pieces = grid->outer * bands;
+  int64_t runs = pieces, chunks = 1;
   if (grid->threads > 1) {
-    const int64_t pieces = grid->outer * bands > 0 ? grid->outer * bands : 1;
-    chunks = (4 * grid->threads + pieces - 1) / pieces;
+    const int64_t least = 4 * grid->threads, one = pieces > 0 ? pieces : 1;
+    if (runs > 2 * least) runs = 2 * least;
+    chunks = (least + one - 1) / one;
     const int64_t most = (list->rows + 7) / 8;
     if (chunks > most) chunks = most;
   }
-  parallel_for(grid->outer * bands * chunks, grid->threads, [&](int64_t task) {
-    const int64_t chunk = task % chunks, band = task / chunks % bands;
-    const int64_t outer = task / chunks / bands;
+  parallel_for(runs * chunks, grid->threads, [&](int64_t task) {
+    const int64_t chunk = task % chunks, run = task / chunks;
     const int64_t first_row = list->rows * chunk / chunks;
     const int64_t end_row = list->rows * (chunk + 1) / chunks;
-    const int64_t last = band == bands - 1 ? all_bands : band + 1;
-    for (int64_t part = band; part < last; ++part) {
-      const int64_t r = tile_start(part, shape.rows, grid->rows);
-      const float* source = in + outer * grid->in_outer + r * grid->in_row;
-      float* target = out + outer * grid->out_outer + r * grid->out_row;
-      const Taps taps = taps_inside(*list, *grid, r, shape.rows);
-      const int64_t portions = strips * list->blocks * (end_row - first_row);
-      Ahead ahead = input_ahead(*list, *grid, in, outer, r, shape.rows, portions);
-      Ahead out_ahead;
-      if (!past) out_ahead = output_ahead(*grid, out, outer, r, shape.rows, portions);
-      for (int64_t strip = 0; strip < strips; ++strip) {
-        const int64_t c = tile_start(strip, shape.columns, grid->columns);
-        tile(*list, *grid, packed, source + c * grid->in_column, target + c * grid->out_column,
-             first_row, end_row, taps, ahead, out_ahead, past);
+    const int64_t end_piece = pieces * (run + 1) / runs;
+    for (int64_t piece = pieces * run / runs; piece < end_piece; ++piece) {
+      const int64_t band = piece % bands, outer = piece / bands;
+      const bool goes_on = grid->threads <= 1 || (chunks == 1 && piece + 1 < end_piece);
+      const int64_t last = band == bands - 1 ? all_bands : band + 1;
+      for (int64_t part = band; part < last; ++part) {
+        const int64_t r = tile_start(part, shape.rows, grid->rows);
+        const float* source = in + outer * grid->in_outer + r * grid->in_row;
+        float* target = out + outer * grid->out_outer + r * grid->out_row;
+        const Taps taps = taps_inside(*list, *grid, r, shape.rows);
+        const int64_t portions = strips * list->blocks * (end_row - first_row);
+        Ahead ahead = input_ahead(*list, *grid, in, outer, r, shape.rows, portions);
+        Ahead out_ahead;
+        if (!past && goes_on) {
+          out_ahead = output_ahead(*grid, out, outer, r, shape.rows, portions);
+        }
+        for (int64_t strip = 0; strip < strips; ++strip) {
+          const int64_t c = tile_start(strip, shape.columns, grid->columns);
+          tile(*list, *grid, packed, source + c * grid->in_column, target + c * grid->out_column,
+               first_row, end_row, taps, ahead, out_ahead, past);
+        }
       }
     }
     if (past) settle();
