@@ -64,7 +64,19 @@ def position_names(model: nn.Module) -> dict[str, str]:
         >>> position_names(nn.Linear(2, 3))
         {}
     """
-    return {parameter: buffer for parameter, buffer, _ in _compact(model)}
+    return {path + name: path + buffer for path, name, _, buffer in _compact(model)}
+
+
+def position_owners(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """The modules with compact parameters, each with its name for the positions of one.
+
+    What `positions_of` gives can be read from them without a walk through the model.
+
+    Example:
+        >>> position_owners(nn.Linear(2, 3))
+        []
+    """
+    return [(module, buffer) for _, _, module, buffer in _compact(model)]
 
 
 def positions_of(model: nn.Module) -> Named:
@@ -77,11 +89,11 @@ def positions_of(model: nn.Module) -> Named:
         >>> positions_of(nn.Linear(2, 3))
         {}
     """
-    return {parameter: index for parameter, _, index in _compact(model)}
+    return {path + name: getattr(module, buffer) for path, name, module, buffer in _compact(model)}
 
 
-def _compact(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
-    """Names of every compact parameter and of its buffer of positions, and that buffer."""
+def _compact(model: nn.Module) -> Iterator[tuple[str, str, nn.Module, str]]:
+    """For every compact parameter its module's prefix, its name there, the module, its buffer."""
     for path, module in model.named_modules():
         names = getattr(type(module), "compact", None)
         # Anything else of that name belongs to a module that knows nothing of this.
@@ -89,7 +101,7 @@ def _compact(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
             continue
         prefix = f"{path}." if path else ""
         for parameter, buffer in names.items():
-            yield prefix + parameter, prefix + buffer, getattr(module, buffer)
+            yield prefix, parameter, module, buffer
 
 
 def device_of(model: nn.Module) -> torch.device:

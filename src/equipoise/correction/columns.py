@@ -43,8 +43,31 @@ class Segment:
     positions: Tensor | None
 
 
+class Room:
+    """Memory for one vector that is kept from step to step, and its parts, made once.
+
+    Args:
+        columns: Of the vector.
+        dtype: Of its entries, which are 0 at first.
+    """
+
+    def __init__(self, columns: Columns, dtype: torch.dtype) -> None:
+        self.vector = torch.zeros(columns.num_padded, dtype=dtype, device=columns.places.device)
+        self.parts = columns.split(self.vector)
+        self._shaped: list[Tensor] = list(self.parts)
+
+    def shaped(self, number: int, shape: torch.Size) -> Tensor:
+        """The entries of one segment, all of its parameter, in the shape of that."""
+        part = self._shaped[number]
+        if part.shape != shape:
+            part = self._shaped[number] = self.parts[number].view(shape)
+        return part
+
+
 class Columns:
-    """The active entries of all trainable parameters, as one padded vector; immutable.
+    """The active entries of all trainable parameters, as one padded vector.
+
+    Immutable but for memory that is kept from one use to the next, until `rest`.
 
     Padding is zero in every vector, so sums over whole blocks are sums over entries.
 
@@ -69,53 +92,72 @@ class Columns:
         # What a parameter has, and the padding behind it.
         self._sizes = [n for s in segments for n in (s.size, BLOCK * _blocks(s.size) - s.size)]
         self._offsets: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+        self._rooms: dict[tuple[str, torch.dtype], Room] = {}
 
     def same_form(self, other: Columns) -> bool:
         """Whether vectors of the two have their parameters at the same places."""
         key = [(s.name, s.start, s.size) for s in self.segments]
         return key == [(s.name, s.start, s.size) for s in other.segments]
 
+    def room(self, purpose: str, dtype: torch.dtype) -> Room:
+        """The memory for one purpose; its vector holds until the next one for it is made."""
+        key = purpose, dtype
+        if key not in self._rooms:
+            self._rooms[key] = Room(self, dtype)
+        return self._rooms[key]
+
+    def rest(self) -> None:
+        """Gives up the memory that is kept from one use to the next."""
+        self._rooms.clear()
+        self._offsets.clear()
+
     def gather(self, gradients: Named, dtype: torch.dtype) -> Tensor:
         """The entries of gradients by name; zero for a parameter without one.
 
         Returns:
-            Shape ``(num_padded,)``.
+            Shape ``(num_padded,)``; overwritten by the next call.
         """
-        device = self.places.device
-        zeros = torch.zeros(BLOCK, dtype=dtype, device=device)
-        parts: list[Tensor] = []
-        for segment in self.segments:
+        room = self.room("gathered", dtype)
+        targets: list[Tensor] = []
+        sources: list[Tensor] = []
+        for number, segment in enumerate(self.segments):
             gradient = gradients.get(segment.name)
-            size, padded = segment.size, BLOCK * _blocks(segment.size)
             if gradient is None:
-                parts.append(torch.zeros(padded, dtype=dtype, device=device))
-                continue
-            if segment.positions is None:
-                entries = gradient.reshape(-1)
+                room.parts[number].zero_()
+            elif segment.positions is None:
+                targets.append(room.shaped(number, gradient.shape))
+                sources.append(gradient)
             else:
                 memory, offsets = self._in_memory(segment, gradient)
-                entries = memory.index_select(0, offsets)
-            parts.append(entries if entries.dtype == dtype else entries.to(dtype))
-            if padded > size:
-                parts.append(zeros[: padded - size])
-        return torch.cat(parts) if parts else torch.zeros(0, dtype=dtype, device=device)
+                targets.append(room.parts[number])
+                sources.append(memory.index_select(0, offsets))
+        if targets:
+            torch._foreach_copy_(targets, sources)
+        return room.vector
 
-    def scatter_(self, segment: Segment, gradient: Tensor, entries: Tensor) -> None:
-        """Writes the entries of one parameter into its gradient; the others stay as they are.
+    def put_(self, gradients: Named, room: Room) -> None:
+        """Writes a vector into the gradients of some parameters, where they are active.
 
         Args:
-            segment: Of the parameter.
-            gradient: Its gradient; overwritten where it is active.
-            entries: From `split`.
+            gradients: By name; overwritten where they are active, and left as they are elsewhere.
+            room: Holds the vector.
         """
-        entries = entries.to(gradient.dtype)
-        if segment.positions is None:
-            gradient.copy_(entries.view(gradient.shape))
-            return
-        memory, offsets = self._in_memory(segment, gradient)
-        memory.scatter_(0, offsets, entries)
-        if memory.data_ptr() != gradient.data_ptr():
-            gradient.copy_(memory.view(gradient.shape))
+        targets: list[Tensor] = []
+        sources: list[Tensor] = []
+        for number, segment in enumerate(self.segments):
+            gradient = gradients.get(segment.name)
+            if gradient is None or segment.size == 0:
+                continue
+            if segment.positions is None:
+                targets.append(gradient)
+                sources.append(room.shaped(number, gradient.shape))
+                continue
+            memory, offsets = self._in_memory(segment, gradient)
+            memory.scatter_(0, offsets, room.parts[number].to(gradient.dtype))
+            if memory.data_ptr() != gradient.data_ptr():
+                gradient.copy_(memory.view(gradient.shape))
+        if targets:
+            torch._foreach_copy_(targets, sources)
 
     def split(self, vector: Tensor) -> tuple[Tensor, ...]:
         """The entries of every parameter in a vector, as views of it."""

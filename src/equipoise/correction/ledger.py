@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from equipoise.correction.rows import (
     row_bytes,
     write_row_,
 )
-from equipoise.points import Named, positions_of, trainable
+from equipoise.points import Named, position_owners, trainable
 
 Key = int | str
 
@@ -79,6 +80,7 @@ class Ledger:
         self.dtype = _wide_dtype(model)
         self._columns: Columns | None = None
         self._seen: list[object] = []
+        self._owners: list[tuple[nn.Module, str]] = []
         self._past: dict[int, Columns] = {}
         self._routes: dict[int, Tensor] = {}
         self._rows: dict[Key, _Row] = {}
@@ -120,16 +122,18 @@ class Ledger:
         """
         known = trainable(self._model) if parameters is None else parameters
         now: list[object] = [*known.values()]
+        if not _are(now, self._seen[: len(now)]):
+            self._owners = position_owners(self._model)
         masks = {} if self._masks is None else self._masks.masks
-        now += [*masks.values(), *positions_of(self._model).values()]
-        same = len(now) == len(self._seen) and all(map(_is, now, self._seen))
-        if self._columns is None or not same:
+        now += masks.values()
+        now += [getattr(module, buffer) for module, buffer in self._owners]
+        if self._columns is None or not _are(now, self._seen):
             self._seen = now
             self._take_(columns_of(self._model, masks))
         return self.columns
 
     def gather(self, gradients: Named) -> Tensor:
-        """Gradients by name as one vector."""
+        """Gradients by name as one vector; overwritten by the next call."""
         return self.columns.gather(gradients, self.dtype)
 
     def mean(self) -> Tensor:
@@ -277,6 +281,8 @@ class Ledger:
         if old is not None and torch.equal(old.ids, new.ids) and old.same_form(new):
             return
         self._routes.clear()
+        if old is not None:
+            old.rest()
         device = new.places.device
         if old is None or not old.same_form(new):
             # Other parameters than before: nothing that was stored has a place.
@@ -303,6 +309,6 @@ def _wide_dtype(model: nn.Module) -> torch.dtype:
     return torch.float64 if torch.float64 in kinds else torch.float32
 
 
-def _is(a: object, b: object) -> bool:
-    """Whether two are the same object."""
-    return a is b
+def _are(one: list[object], other: list[object]) -> bool:
+    """Whether two lists hold the same objects."""
+    return len(one) == len(other) and all(map(operator.is_, one, other))

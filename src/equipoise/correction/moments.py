@@ -59,7 +59,7 @@ class Moments:
 
     Args:
         num_groups: Parameters with a coefficient of their own.
-        device: Where the sums lie.
+        device: Of the coefficients.
         decay: What a step's weight is multiplied by at every later step, in (0, 1).
         confidence: The number z of standard errors, at least 0.
         prior: Samples that the network's coefficient counts as, at least 0.
@@ -88,7 +88,8 @@ class Moments:
         self.prior = prior
         # The last column is the whole network.
         shape = (len(_SUMS), num_groups + 1)
-        self._sums = torch.zeros(shape, dtype=torch.float64, device=device)
+        self._sums: Numbers = np.zeros(shape)
+        self._device = device
         self._weight = 0.0
         self._weight_squared = 0.0
         self._count = 0
@@ -101,7 +102,9 @@ class Moments:
     @property
     def spread(self) -> Tensor | None:
         """Mean of s by parameter, shape ``(num_groups,)``; None before there is enough."""
-        return self._sums[2, :-1] / self._weight if self.samples >= 2 * _FEWEST else None
+        if self.samples < 2 * _FEWEST:
+            return None
+        return torch.from_numpy(self._sums[2, :-1] / self._weight).to(self._device)
 
     @property
     def old_variance(self) -> float:
@@ -110,10 +113,15 @@ class Moments:
 
     def observe(self, a: Tensor, b: Tensor, s: Tensor) -> None:
         """Takes in one step; each float64 of shape ``(num_groups,)``."""
-        one = torch.stack([a, b, s])
-        one = torch.cat([one, one.sum(dim=1, keepdim=True)], dim=1)
-        squares = one[0] * one[:2], one[1] * one[1:2]
-        self._sums.mul_(self.decay).add_(torch.cat([one, *squares]))
+        one = torch.stack([a, b, s]).cpu().numpy()
+        sums = self._sums
+        sums *= self.decay
+        step = np.empty_like(sums)
+        step[:3, :-1] = one
+        step[:3, -1] = one.sum(axis=1)
+        step[3:5] = step[0] * step[:2]
+        step[5] = step[1] * step[1]
+        sums += step
         self._weight = self.decay * self._weight + 1.0
         self._weight_squared = self.decay**2 * self._weight_squared + 1.0
         self._count += 1
@@ -121,13 +129,13 @@ class Moments:
     def values(self) -> Tensor:
         """The coefficient of every parameter, float64, shape ``(num_groups,)``, in [0, 1]."""
         if self._count < _FEWEST:
-            return torch.zeros(self.num_groups, dtype=torch.float64, device=self._sums.device)
+            return torch.zeros(self.num_groups, dtype=torch.float64, device=self._device)
         a, b, error = self._estimates()
         n, prior = self.samples, self.prior
         whole = _bounded(a[-1:], b[-1:], self.confidence * error[-1:])
         drawn = (n * a[:-1] + prior * whole * b[:-1]) / (n + prior)
         slack = self.confidence * error[:-1] * n / (n + prior)
-        return torch.from_numpy(_bounded(drawn, b[:-1], slack)).to(self._sums.device)
+        return torch.from_numpy(_bounded(drawn, b[:-1], slack)).to(self._device)
 
     def evidence(self, used: float | None = None) -> Evidence:
         """What is known of the network as a whole; waits for the accelerator.
@@ -156,18 +164,15 @@ class Moments:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        self._sums = torch.tensor(state["sums"], dtype=torch.float64, device=self._sums.device)
+        self._sums = np.array(state["sums"], dtype=np.float64)
         self.num_groups = self._sums.shape[1] - 1
         self._weight = float(state["weight"])
         self._weight_squared = float(state["weight_squared"])
         self._count = int(state["count"])
 
     def _estimates(self) -> tuple[Numbers, Numbers, Numbers]:
-        """Means of a and b, and the standard error of a given b; the network is the last.
-
-        By numpy, which needs a fraction of the time for so few numbers.
-        """
-        a, b, _, aa, ab, bb = self._sums.cpu().numpy() / self._weight
+        """Means of a and b, and the standard error of a given b; the network is the last."""
+        a, b, _, aa, ab, bb = self._sums / self._weight
         best = _ratio(a, b)
         residual = np.maximum(aa - 2.0 * best * ab + best * best * bb, 0.0)
         return a, b, np.sqrt(residual / max(1.0, self.samples - 1.0))
@@ -180,4 +185,5 @@ def _ratio(a: Numbers, b: Numbers) -> Numbers:
 
 def _bounded(a: Numbers, b: Numbers, slack: Numbers) -> Numbers:
     """The lower bound of a ratio, in [0, 1]; 0 where there is no old gradient."""
-    return np.clip(_ratio(a - slack, b), 0.0, 1.0)
+    bounded: Numbers = np.minimum(np.maximum(_ratio(a - slack, b), 0.0), 1.0)
+    return bounded

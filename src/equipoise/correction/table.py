@@ -20,7 +20,7 @@ from equipoise.correction.moments import Evidence, Moments
 from equipoise.correction.plain import AnyBatch, accumulate
 from equipoise.correction.rows import Precision
 from equipoise.measure import Measure, unmeasured
-from equipoise.points import device_of, trainable
+from equipoise.points import Named, device_of, trainable
 
 FORMAT = 1
 _LARGEST = 4.0  # times the usual deviation from the mean that is stored
@@ -52,7 +52,7 @@ class GradientTable(Generic[AnyBatch]):
     an augmentation must be locked (`ImageLoader(locked=True)`), or little correlation is left.
 
     Memory: ``row_bytes`` for every batch (in int8 about one byte for every active weight), and
-    24 bytes for every active weight. A state holds the table too.
+    some 50 bytes for every active weight. A state holds the table too.
 
     Args:
         model: The model that `loss_fn` evaluates; on one device.
@@ -264,21 +264,22 @@ class GradientTable(Generic[AnyBatch]):
         if not any(used):
             return
         by_block = values[columns.group_of_block].to(new.dtype).unsqueeze(1)
-        corrected = torch.addcmul(
-            new.view(-1, BLOCK), by_block, difference.view(-1, BLOCK), value=-1.0
-        )
+        room = columns.room("corrected", new.dtype)
+        blocks = new.view(-1, BLOCK), by_block, difference.view(-1, BLOCK)
+        torch.addcmul(*blocks, value=-1.0, out=room.vector.view(-1, BLOCK))
         if scale != 1.0:
-            corrected.mul_(scale)
-        parts = columns.split(corrected.view(-1))
-        for segment, c, entries in zip(columns.segments, used, parts, strict=True):
-            if c == 0.0 or segment.size == 0:
-                continue
+            room.vector.mul_(scale)
+        corrected: Named = {}
+        for segment, c in zip(columns.segments, used, strict=True):
             parameter = parameters[segment.name]
+            if c == 0.0:
+                continue
             if parameter.grad is None:
                 if not bool(difference[segment.start : segment.start + segment.size].any()):
                     continue
                 parameter.grad = torch.zeros_like(parameter)
-            columns.scatter_(segment, parameter.grad, entries)
+            corrected[segment.name] = parameter.grad
+        columns.put_(corrected, room)
 
     def _held_back(
         self, new: Tensor, deviation: Tensor, spread: Tensor, usual: Tensor | None
