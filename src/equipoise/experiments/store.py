@@ -6,14 +6,16 @@ figures is trained once. Torch is not imported here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from equipoise.experiments.values import Cell, Experiment, Scale
 from equipoise.records import MANIFEST, RunRecords, read_rows, read_run
 from equipoise.settings import Run, with_setting
+
+Reader: TypeAlias = Callable[[Path], RunRecords]
 
 STORE = Path("runs/paper")
 KEPT = Path("results/paper")
@@ -62,7 +64,11 @@ def folder_of(cell: Cell, seed: int) -> str:
 
 
 def find(
-    experiment: Experiment, scale: Scale, seeds: Sequence[int], folders: Sequence[Path]
+    experiment: Experiment,
+    scale: Scale,
+    seeds: Sequence[int],
+    folders: Sequence[Path],
+    read: Reader = read_run,
 ) -> list[FoundCell]:
     """What there is of an experiment.
 
@@ -71,6 +77,7 @@ def find(
         scale: At which scale.
         seeds: Wanted of every cell.
         folders: Each with a folder for every scale; the first that holds a finished run counts.
+        read: Reads the folder of a run; a cached one serves experiments that share runs.
 
     Returns:
         One entry for every cell, in order.
@@ -78,19 +85,23 @@ def find(
     return [
         FoundCell(
             cell=cell,
-            runs=tuple(run for seed in seeds if (run := _finished(cell, seed, scale, folders))),
+            runs=tuple(
+                run for seed in seeds if (run := _finished(cell, seed, scale, folders, read))
+            ),
             planned=len(seeds),
         )
         for cell in experiment.cells(scale)
     ]
 
 
-def _finished(cell: Cell, seed: int, scale: Scale, folders: Sequence[Path]) -> RunRecords | None:
+def _finished(
+    cell: Cell, seed: int, scale: Scale, folders: Sequence[Path], read: Reader
+) -> RunRecords | None:
     """The run of one seed, if all of its epochs are there."""
     for folder in folders:
         place = folder / scale / folder_of(cell, seed)
         if (place / MANIFEST).exists():
-            run = read_run(place)
+            run = read(place)
             if len(run.epochs) >= cell.run.loop.epochs:
                 return run
     return None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from equipoise.experiments.catalogue import EXPERIMENTS
 from equipoise.experiments.families import REDUCTIONS
 from equipoise.experiments.store import FoundCell, find
 from equipoise.experiments.values import Cell, Experiment, Scale
+from equipoise.records import read_run
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,11 @@ def gather(
     """
     chosen = EXPERIMENTS.values() if experiments is None else experiments
     there = [folder for folder in folders if (folder / scale).is_dir()]
+    read = cache(read_run)  # experiments share runs
     return Evidence(
         scale,
-        {one.name: Found(one, scale, tuple(find(one, scale, seeds, there))) for one in chosen},
+        {
+            one.name: Found(one, scale, tuple(find(one, scale, seeds, there, read)))
+            for one in chosen
+        },
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -17,7 +17,8 @@ from equipoise.paper.evidence import Found
 from equipoise.paper.published import PUBLISHED
 from equipoise.paper.tables import as_text, tables_of
 from equipoise.records import RunRecords, epoch_after
-from equipoise.reports.numbers import MISSING
+from equipoise.reports.numbers import MISSING, spread
+from equipoise.reports.statistics import mean_and_deviation
 from equipoise.reports.tables import Table
 from equipoise.reproducing.settings import Reproducing
 from equipoise.reproducing.tasks import chosen_cells, is_finished
@@ -190,10 +191,7 @@ def _measured(
         meant = [of(row) for row in rows if row.get("epoch", epoch) == epoch]
         there = [value for value in meant if value is not None]
         means += [fmean(there)] if there else []
-    if not means:
-        return MISSING
-    words = f"{fmean(means):.3g}"
-    return words if len(means) < 2 else f"{words} \u00b1 {stdev(means):.2g}"
+    return spread(mean_and_deviation(means), "{:.3g}".format)
 
 
 def _protocol(row: Row, which: str, name: str) -> float | None:
@@ -204,8 +202,4 @@ def _protocol(row: Row, which: str, name: str) -> float | None:
 
 def _spread(values: Iterable[float]) -> str:
     """Mean and deviation in per cent."""
-    found = [100 * value for value in values]
-    if not found:
-        return MISSING
-    mean = f"{fmean(found):.1f}"
-    return mean if len(found) < 2 else f"{mean} \u00b1 {stdev(found):.1f}"
+    return spread(mean_and_deviation(100 * value for value in values), "{:.1f}".format)
