@@ -367,4 +367,7 @@ def interval(row: Mapping[str, float | None], digits: int) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (FileNotFoundError, ValueError) as error:  # no data, or a setting that cannot be
+        sys.exit(str(error))

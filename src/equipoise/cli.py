@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from equipoise.arguments import check_words, nearest
 from equipoise.attacks.settings import Attacking, check_attacking
 from equipoise.comparing import arms_of, comparison_folder
 from equipoise.demos.settings import Demonstrating, check_demonstrating
+from equipoise.notes import show_warnings_as_notes
 from equipoise.options import (
     Analysing,
     Comparison,
@@ -348,7 +348,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command and exits with its status; a user's mistake gets one sentence."""
     words = list(sys.argv[1:] if argv is None else argv)
-    warnings.showwarning = _show_warning
+    show_warnings_as_notes()
     words = expanded(_named(words)) or ["--help"]
     try:
         _check(words)
@@ -477,14 +477,6 @@ def _watching(folder: Path, *, wanted: bool) -> list[Observer]:
             "--tensorboard needs the package tensorboard, which is not installed; "
             'run `pip install "equipoise[tensorboard]"`, or leave the option out.'
         ) from None
-
-
-def _show_warning(message: Warning | str, *where: object, **more: object) -> None:
-    """A warning as one line, without the place in the code that only a developer wants."""
-    del where, more
-    Console(stderr=True).print(
-        f"note: {message}", style="yellow", highlight=False, soft_wrap=True, markup=False
-    )
 
 
 def _complain(message: str, *, status: int = _USAGE) -> None:

@@ -12,6 +12,7 @@ SOURCE = Path(equipoise.__file__).parent
 # Room -> the parts of the house that it may import. Nothing else of equipoise is allowed.
 ALLOWED = {
     "measure": set(),
+    "notes": set(),
     "records": set(),
     "published": set(),
     "settings": set(),
@@ -54,6 +55,7 @@ ALLOWED = {
         "engine",
         "models",
         "measure",
+        "notes",
         "points",
         "published",
         "records",
@@ -115,6 +117,7 @@ ALLOWED = {
         "demos",
         "diagnosing",
         "listing",
+        "notes",
         "options",
         "paper",
         "pruning",

@@ -115,9 +115,14 @@ class Columns:
         """The entries of gradients by name; zero for a parameter without one.
 
         Returns:
-            Shape ``(num_padded,)``; overwritten by the next call.
+            Shape ``(num_padded,)``.
         """
-        room = self.room("gathered", dtype)
+        room = Room(self, dtype)
+        self.gather_into(room, gradients)
+        return room.vector
+
+    def gather_into(self, room: Room, gradients: Named) -> None:
+        """The same, to memory that there is; overwrites all of it."""
         targets: list[Tensor] = []
         sources: list[Tensor] = []
         for number, segment in enumerate(self.segments):
@@ -133,7 +138,6 @@ class Columns:
                 sources.append(memory.index_select(0, offsets))
         if targets:
             torch._foreach_copy_(targets, sources)
-        return room.vector
 
     def put_(self, gradients: Named, room: Room) -> None:
         """Writes a vector into the gradients of some parameters, where they are active.

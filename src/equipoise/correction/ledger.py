@@ -134,7 +134,9 @@ class Ledger:
 
     def gather(self, gradients: Named) -> Tensor:
         """Gradients by name as one vector; overwritten by the next call."""
-        return self.columns.gather(gradients, self.dtype)
+        room = self.columns.room("gathered", self.dtype)
+        self.columns.gather_into(room, gradients)
+        return room.vector
 
     def mean(self) -> Tensor:
         """Of the rows that count, column by column; zero where none does."""

@@ -40,7 +40,9 @@ class Timed:
 class Memory:
     """Ways that were found before on this machine, in a file of the user's cache.
 
-    A file that is damaged or of another version is as good as none.
+    A file that is damaged or of another version is as good as none. Processes that run side by side
+    share it: what one has found is not lost by what another writes, and the first to find the way
+    of a layer decides for all, so that runs of one machine are computed alike.
 
     Args:
         path: The file; None to remember for this object's life only.
@@ -48,17 +50,12 @@ class Memory:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._known: dict[str, Any] = {}
-        if path is not None:
-            try:
-                found = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                found = None
-            if isinstance(found, dict):
-                self._known = found
+        self._known: dict[str, Any] = self._stored()
 
     def find(self, key: str) -> Timed | None:
         """What is remembered under a key, if it makes sense."""
+        if key not in self._known:
+            self._known |= self._stored()
         try:
             entry = self._known[key]
             times = float(entry["seconds"]), float(entry["torch_seconds"])
@@ -68,12 +65,20 @@ class Memory:
 
     def number(self, key: str) -> float | None:
         """A number that is remembered under a key."""
+        if key not in self._known:
+            self._known |= self._stored()
         value = self._known.get(key)
         return float(value) if isinstance(value, int | float) else None
 
     def keep(self, key: str, value: Timed | float) -> None:
-        """Remembers; a file that cannot be written is no reason to stop."""
-        self._known[key] = asdict(value) if isinstance(value, Timed) else value
+        """Remembers, unless another process has meanwhile.
+
+        A file that cannot be written is no reason to stop.
+        """
+        ours = asdict(value) if isinstance(value, Timed) else value
+        self._known |= {key: ours, **self._stored()}
+        if (self.find if isinstance(value, Timed) else self.number)(key) is None:
+            self._known[key] = ours  # what is stored there makes no sense
         if self._path is None:
             return
         try:
@@ -83,6 +88,14 @@ class Memory:
             partial.replace(self._path)
         except OSError:
             self._path = None
+
+    def _stored(self) -> dict[str, Any]:
+        """What the file holds."""
+        try:
+            found = json.loads(self._path.read_text(encoding="utf-8")) if self._path else None
+        except (OSError, ValueError):
+            found = None
+        return found if isinstance(found, dict) else {}
 
 
 def way_from(plain: Mapping[str, Any]) -> Way:
@@ -158,7 +171,7 @@ def choose_way(
     seconds, way = min(found, key=lambda pair: pair[0])
     best = Timed(way, seconds, torch_seconds(geometry, rows, columns, batch))
     memory.keep(key, best)
-    return best
+    return memory.find(key) or best
 
 
 def choose_csr(geometry: Geometry, positions: Tensor, batch: int, memory: Memory) -> Timed | None:
@@ -185,4 +198,4 @@ def choose_csr(geometry: Geometry, positions: Tensor, batch: int, memory: Memory
     except RuntimeError:  # some builds of torch have them for some processors only
         return None
     memory.keep(key, found)
-    return found
+    return memory.find(key) or found

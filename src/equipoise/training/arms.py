@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from equipoise.arguments import Arm
 from equipoise.data import Batch
+from equipoise.notes import show_warnings_as_notes
 from equipoise.records import COMPARISON, FORMAT, EpochRecord, write_atomically
 from equipoise.settings import Run, with_setting
 from equipoise.training.loop import CHECKPOINT, MODEL, TENSORBOARD, Outcome, train
@@ -200,6 +201,7 @@ def _decide_engine(jobs: Sequence[Job], threads: int, *, overwrite: bool) -> Non
 def _prepare(threads: int, news: Any, stop: Any) -> None:
     """Sets up a worker process."""
     torch.set_num_threads(threads)
+    show_warnings_as_notes()
     _LINES.update(news=news, stop=stop)
     _FLAG.install()
     let_through()

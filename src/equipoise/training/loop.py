@@ -30,6 +30,7 @@ from equipoise.training.correcting import CACHE
 from equipoise.training.manifest import describe_run
 from equipoise.training.observers import Everyone, Observer, watched
 from equipoise.training.session import Session
+from equipoise.training.spikes import SpikeWatch
 
 CHECKPOINT = "checkpoint.pt"
 MODEL = "model.pt"
@@ -113,7 +114,7 @@ def train(
                 manifest = describe_run(session, name)
                 write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
             write_records(folder / RECORDS, records)
-            everyone = Everyone(*observers)
+            everyone = Everyone(SpikeWatch(), *observers)
             try:
                 everyone.start(session)
                 writer = _Writer(session, folder, records, checkpoint_seconds)

@@ -324,14 +324,18 @@ class Session:
         return [p for p in self.model.parameters() if p.requires_grad]
 
     @torch.no_grad()
-    def _clip(self, largest: float) -> None:
-        """Clips by the norm over the active weights; the others do not move, so do not count."""
-        moving = [
+    def moving_gradients(self) -> list[Tensor]:
+        """The gradients, with zeros at inactive weights, which do not move."""
+        return [
             p.grad if mask is None else p.grad * mask
             for p, mask in self._with_masks()
             if p.grad is not None
         ]
-        norm = torch.nn.utils.get_total_norm(moving)
+
+    @torch.no_grad()
+    def _clip(self, largest: float) -> None:
+        """Clips by the norm over what moves."""
+        norm = torch.nn.utils.get_total_norm(self.moving_gradients())
         torch.nn.utils.clip_grads_with_norm_(self._trainable(), largest, norm)
 
     def _with_masks(self) -> list[tuple[torch.nn.Parameter, Tensor | None]]:

@@ -457,3 +457,14 @@ def test_forget_empties_the_table_and_keeps_the_coefficient() -> None:
     model.zero_grad()
     table.backward(batches[0], 0)
     assert torch.equal(table.moments.values(), values)
+
+
+def test_gathered_vectors_are_independent() -> None:
+    """Only the table's own memory is written again in the next step."""
+    model = torch.nn.Linear(3, 2)
+    columns = columns_of(model, {"weight": torch.eye(2, 3).bool()})
+    ones = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+    first = columns.gather(ones, torch.float32)
+    second = columns.gather({"weight": 2 * ones["weight"]}, torch.float32)
+    assert first[columns.places].tolist() == [1.0] * 4
+    assert second[columns.places].tolist() == [2.0, 2.0, 0.0, 0.0]

@@ -18,6 +18,7 @@ from equipoise import Topology, to_engine
 from equipoise.engine import convert, timing
 from equipoise.engine.checks import tensors_in
 from equipoise.engine.choice import Memory, Timed, machine_memory
+from equipoise.engine.convolution import Way
 from equipoise.engine.library import unavailable_because
 from equipoise.engine.network import ways_of
 
@@ -293,3 +294,27 @@ def test_torch_is_timed_by_what_would_run(monkeypatch: pytest.MonkeyPatch) -> No
         timed.clear()
         trials.torch_seconds(geometry, rows, rows, 100)
         assert timed == ["convolution"]
+
+
+def test_processes_side_by_side_share_their_ways(tmp_path: Path) -> None:
+    """What one found is not lost by what the other writes; the first to find a way decides."""
+    path = tmp_path / "ways.json"
+    one, other = Memory(path), Memory(path)
+    mine, its = Timed(Way(), 1.0, 2.0), Timed(Way(wide=True), 0.5, 2.0)
+    one.keep("a", mine)
+    other.keep("b", its)
+    other.keep("a", its)
+    assert one.find("b") == its
+    assert other.find("a") == mine
+    assert Memory(path).find("a") == mine
+
+
+def test_a_way_that_makes_no_sense_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "ways.json"
+    path.write_text('{"a": {"way": 1}, "n": "two"}')
+    memory = Memory(path)
+    assert memory.find("a") is None
+    memory.keep("a", Timed(Way(), 1.0, 2.0))
+    memory.keep("n", 3.0)
+    assert Memory(path).find("a") == Timed(Way(), 1.0, 2.0)
+    assert Memory(path).number("n") == 3.0

@@ -68,4 +68,25 @@ CONTROLS: tuple[Claim, ...] = (
         ),
         ours=True,
     ),
+    Claim(
+        name="clipping",
+        words="Clipping gradients raises the final accuracy of plain RigL-ITOP, with no correction "
+        "at all.",
+        where="not in the paper; written when the plain clipped runs were there",
+        rule=above(
+            Pair("figure-3", "RigL-ITOP, clipped", "RigL-ITOP", "VGG-C, RigL-ITOP"),
+            reading=accuracy_after(1.0),
+        ),
+        ours=True,
+    ),
+    Claim(
+        name="clipped-agent",
+        words="With clipping, AGENT ends above plain RigL-ITOP.",
+        where="not in the paper; written before the clipped runs of AGENT",
+        rule=above(
+            Pair("figure-3", "A-RigL-ITOP, clipped", "RigL-ITOP, clipped", "VGG-C, RigL-ITOP"),
+            reading=accuracy_after(1.0),
+        ),
+        ours=True,
+    ),
 )
