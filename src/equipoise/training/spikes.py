@@ -76,7 +76,7 @@ class SpikeWatch:
         warnings.warn(
             f"at step {step} the gradient is {norm / usual:,.0f} times as long as usual "
             f"({norm:.2g} against {usual:.2g}), as it becomes where weights are grown into "
-            f"BatchNorm channels that are nearly dead; --clip-norm {2 * usual:.1g} keeps such "
+            f"BatchNorm channels that are nearly dead; --clip-norm {2 * usual:.2g} keeps such "
             "steps short, and --topology set grows fewer weights of that kind.",
             RuntimeWarning,
             stacklevel=4,
