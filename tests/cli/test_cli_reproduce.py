@@ -64,16 +64,16 @@ def test_what_was_stopped_is_gone_on_with_and_kept(
     done = call(*words)
     assert (done.code, done.err) == (0, "")
     assert {path: path.stat().st_mtime_ns for path in begun} == begun
-    assert "Training 7 runs, 1 at a time; 2 are there." in done.out
+    assert "Training 8 runs, 1 at a time; 2 are there." in done.out
     kept = sorted(path.name for path in (tmp_path / "kept").rglob("*") if path.is_file())
     assert set(kept) == {"manifest.json", "records.jsonl", "robust.jsonl"}
-    assert kept.count("manifest.json") == 9
+    assert kept.count("manifest.json") == 10
     assert kept.count("robust.jsonl") == 4
     assert not list(Path("store").rglob("epoch-*.pt"))
 
     # What is kept counts as there, also without the runs.
     fresh = call(*words[:-4], "--keep", "more")
-    assert "Training 9 runs" in fresh.out
+    assert "Training 10 runs" in fresh.out
     Path("results").mkdir()
     (tmp_path / "kept").rename(tmp_path / "results" / "paper")
     again = call(*words[:-4], "--out", "elsewhere")
