@@ -44,7 +44,6 @@ def test_plan_of_moving_densities_says_that_they_move(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EQUIPOISE_KERNELS", "off")
-    monkeypatch.setenv("COLUMNS", "160")
     result = call("plan", *CNN, "--topology", "bsr", "--sparsity", "0.95")
     assert (result.code, result.err) == (0, "")
     first, _, *rows = result.out.splitlines()

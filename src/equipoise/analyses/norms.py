@@ -118,19 +118,8 @@ def norms_of(session: Session) -> Tensor:
     Returns:
         Shape ``(2,)``, float32; the second is not a number where there are active ones only.
     """
-    parameters, masks = session.topology.parameters, session.topology.masks
-    by_identity = {id(p): masks[name] for name, p in parameters.items()}
-    active, everywhere = [], []
-    for parameter in session.model.parameters():
-        if parameter.grad is None:
-            continue
-        mask = by_identity.get(id(parameter))
-        gradient = parameter.grad
-        everywhere.append(gradient)
-        # A compact parameter has another shape than its mask, and no inactive entries.
-        if mask is not None and mask.shape == gradient.shape:
-            gradient = gradient * mask
-        active.append(gradient)
+    active = session.moving_gradients()
+    everywhere = [p.grad for p in session.model.parameters() if p.grad is not None]
     scale = session.scaler.get_scale()
     both = [_norm(active, session.device), _norm(everywhere, session.device)]
     if positions_of(session.model):

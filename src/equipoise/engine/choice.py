@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -37,6 +37,9 @@ class Timed:
     torch_seconds: float
 
 
+Kept = TypeVar("Kept", Timed, float)
+
+
 class Memory:
     """Ways that were found before on this machine, in a file of the user's cache.
 
@@ -54,31 +57,42 @@ class Memory:
 
     def find(self, key: str) -> Timed | None:
         """What is remembered under a key, if it makes sense."""
-        if key not in self._known:
-            self._known |= self._stored()
         try:
-            entry = self._known[key]
+            entry = self._entry(key)
             times = float(entry["seconds"]), float(entry["torch_seconds"])
             return Timed(way_from(entry["way"]), *times)
         except (KeyError, TypeError, ValueError, AttributeError):
             return None
 
     def number(self, key: str) -> float | None:
-        """A number that is remembered under a key."""
-        if key not in self._known:
-            self._known |= self._stored()
-        value = self._known.get(key)
-        return float(value) if isinstance(value, int | float) else None
+        """A number that is remembered under a key, if it is above 0 and finite."""
+        value = self._entry(key)
+        sensible = isinstance(value, int | float) and 0.0 < value < math.inf
+        return float(value) if sensible else None
 
-    def keep(self, key: str, value: Timed | float) -> None:
-        """Remembers, unless another process has meanwhile.
+    def keep(self, key: str, value: Kept) -> Kept:
+        """Remembers, unless another process has meanwhile; a file need not be writable.
 
-        A file that cannot be written is no reason to stop.
+        Returns:
+            What is remembered from now on.
         """
         ours = asdict(value) if isinstance(value, Timed) else value
         self._known |= {key: ours, **self._stored()}
-        if (self.find if isinstance(value, Timed) else self.number)(key) is None:
-            self._known[key] = ours  # what is stored there makes no sense
+        read = self.find if isinstance(value, Timed) else self.number
+        found = cast("Kept | None", read(key))
+        if found is None:  # what is stored there makes no sense
+            self._known[key], found = ours, value
+        self._write()
+        return found
+
+    def _entry(self, key: str) -> Any:
+        """What this process knows, or else another has found meanwhile; None if nobody does."""
+        if key not in self._known:
+            self._known |= self._stored()
+        return self._known.get(key)
+
+    def _write(self) -> None:
+        """All that is known, whole; a file that cannot be written is no reason to stop."""
         if self._path is None:
             return
         try:
@@ -170,8 +184,7 @@ def choose_way(
     ]
     seconds, way = min(found, key=lambda pair: pair[0])
     best = Timed(way, seconds, torch_seconds(geometry, rows, columns, batch))
-    memory.keep(key, best)
-    return memory.find(key) or best
+    return memory.keep(key, best)
 
 
 def choose_csr(geometry: Geometry, positions: Tensor, batch: int, memory: Memory) -> Timed | None:
@@ -197,5 +210,4 @@ def choose_csr(geometry: Geometry, positions: Tensor, batch: int, memory: Memory
         found = Timed(Way(csr=True), *csr_seconds(geometry, positions, batch))
     except RuntimeError:  # some builds of torch have them for some processors only
         return None
-    memory.keep(key, found)
-    return memory.find(key) or found
+    return memory.keep(key, found)

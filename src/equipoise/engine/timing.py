@@ -35,15 +35,14 @@ def speed_up(
     facts = (layers, conversion.untraced)
     key = _key("step", facts, inputs, batch)
     known = memory.number(key)
-    if known is not None and 0.0 < known < math.inf:
+    if known is not None:
         return known
     few = few_samples(inputs, batch)
     plain, engine = math.inf, math.inf
     for _ in range(3):  # in turns, so that both meet the same disturbances
         plain = min(plain, step_seconds(model, few))
         engine = min(engine, step_seconds(conversion.network, few))
-    memory.keep(key, plain / engine)
-    return plain / engine
+    return memory.keep(key, plain / engine)
 
 
 def step_seconds(model: nn.Module, inputs: tuple[Any, ...]) -> float:
@@ -61,9 +60,8 @@ def too_small(model: nn.Module, inputs: tuple[Any, ...], memory: Memory) -> str 
     shapes = [(name, tuple(p.shape)) for name, p in model.named_parameters()]
     key = _key("masked", shapes, inputs, batch_of(inputs))
     seconds = memory.number(key)
-    if seconds is None or not 0.0 < seconds < math.inf:
-        seconds = min(step_seconds(model, inputs) for _ in range(2))
-        memory.keep(key, seconds)
+    if seconds is None:
+        seconds = memory.keep(key, min(step_seconds(model, inputs) for _ in range(2)))
     if seconds >= _WORTH_SECONDS:
         return None
     return f"a step takes {1e3 * seconds:.1f} ms, too little to gain from"

@@ -171,10 +171,10 @@ void apply(const EqList* list, const EqGrid* grid, const float* values, const fl
   // writing is its own: lines that two threads write go to and fro between their caches. Where
   // there are few pieces, the rows of the list are shared out too.
   const int64_t pieces = grid->outer * bands;
-  int64_t runs = pieces, chunks = 1;
+  int64_t runs = 1, chunks = 1;
   if (grid->threads > 1) {
     const int64_t least = 4 * grid->threads, one = pieces > 0 ? pieces : 1;
-    if (runs > 2 * least) runs = 2 * least;
+    runs = pieces < 2 * least ? pieces : 2 * least;
     chunks = (least + one - 1) / one;
     const int64_t most = (list->rows + 7) / 8;
     if (chunks > most) chunks = most;
@@ -186,7 +186,7 @@ void apply(const EqList* list, const EqGrid* grid, const float* values, const fl
     const int64_t end_piece = pieces * (run + 1) / runs;
     for (int64_t piece = pieces * run / runs; piece < end_piece; ++piece) {
       const int64_t band = piece % bands, outer = piece / bands;
-      const bool goes_on = grid->threads <= 1 || (chunks == 1 && piece + 1 < end_piece);
+      const bool goes_on = chunks == 1 && piece + 1 < end_piece;
       const int64_t last = band == bands - 1 ? all_bands : band + 1;
       for (int64_t part = band; part < last; ++part) {
         const int64_t r = tile_start(part, shape.rows, grid->rows);
